@@ -1,0 +1,4 @@
+//! placeholder
+/// An event.
+#[derive(Debug)]
+pub enum Event {}

@@ -1,0 +1,144 @@
+//! The messages around the frames, both ways.
+
+use distributary_proto::v1 as pb;
+
+use super::decode::{Malformed, at_most, malformed};
+use super::encode::{address, mark, prefix, record_key, relative};
+use crate::hash::SCHEMA;
+use crate::limits::{LIST, STRING_BYTES};
+use crate::{
+    Cursor, Digest, Epoch, Hash, Interner, Key, Mark, Marks, Name, NodeView, ObjectKind, Revision, Taint,
+};
+
+/// Kind of object as it travels.
+pub fn object_kind(kind: ObjectKind) -> i32 {
+    match kind {
+        ObjectKind::Service => pb::ObjectKind::Service,
+        ObjectKind::EndpointSlice => pb::ObjectKind::EndpointSlice,
+        ObjectKind::Node => pb::ObjectKind::Node,
+        ObjectKind::ServiceCidr => pb::ObjectKind::ServiceCidr,
+    }
+    .into()
+}
+
+/// All marks as they travel to agents of the cluster `own`.
+pub fn marks(marks: &Marks, own: &str) -> Vec<pb::Mark> {
+    marks.iter().map(|one| mark(&one, own)).collect()
+}
+
+/// Marks as they came. Those of kinds that are not known yet are passed over: they order nothing here.
+///
+/// # Errors
+/// When there are too many, or a name is too long.
+pub fn marks_from(marks: &[pb::Mark], own: &Name, interner: &mut Interner) -> Result<Vec<Mark>, Malformed> {
+    at_most(marks.len(), LIST, "marks")?;
+    let mut known = Vec::with_capacity(marks.len());
+    for mark in marks {
+        at_most(mark.cluster.len(), STRING_BYTES, "bytes of a string")?;
+        let cluster = if mark.cluster.is_empty() { own.clone() } else { interner.name(&mark.cluster) };
+        let kind = match pb::ObjectKind::try_from(mark.kind) {
+            Ok(pb::ObjectKind::Service) => ObjectKind::Service,
+            Ok(pb::ObjectKind::EndpointSlice) => ObjectKind::EndpointSlice,
+            Ok(pb::ObjectKind::Node) => ObjectKind::Node,
+            Ok(pb::ObjectKind::ServiceCidr) => ObjectKind::ServiceCidr,
+            Err(_) => continue,
+        };
+        known.push(Mark { cluster, kind, resource_version: mark.resource_version });
+    }
+    Ok(known)
+}
+
+/// An epoch as it came.
+///
+/// # Errors
+/// When it has not 16 bytes.
+pub fn epoch_from(bytes: &[u8]) -> Result<Epoch, Malformed> {
+    bytes.try_into().map(Epoch).map_err(|_| Malformed::new(format!("an epoch of {} bytes", bytes.len())))
+}
+
+/// A cursor as it travels.
+pub fn cursor(cursor: Cursor) -> pb::Cursor {
+    pb::Cursor { epoch: cursor.epoch.0.to_vec().into(), through: cursor.through.0 }
+}
+
+/// A cursor as it came.
+///
+/// # Errors
+/// When its epoch is none.
+pub fn cursor_from(cursor: &pb::Cursor) -> Result<Cursor, Malformed> {
+    Ok(Cursor { epoch: epoch_from(&cursor.epoch)?, through: Revision(cursor.through) })
+}
+
+/// The buckets of a cluster as they travel.
+pub fn buckets(cluster: &str, digest: &Digest, own: &str) -> pb::Buckets {
+    let sums: Vec<u8> = digest.sums().iter().flat_map(|sum| sum.to_bytes()).collect();
+    pb::Buckets { cluster: relative(cluster, own), schema: SCHEMA, sums: sums.into() }
+}
+
+/// Key as it travels.
+pub fn key(key: &Key, own: &str) -> pb::RecordKey {
+    record_key(key, own)
+}
+
+/// A root as it came.
+///
+/// # Errors
+/// When it has not 16 bytes.
+pub fn root_from(bytes: &[u8]) -> Result<Hash, Malformed> {
+    Hash::from_bytes(bytes).ok_or_else(|| Malformed::new(format!("a root of {} bytes", bytes.len())))
+}
+
+/// A Node as it travels; `None` where the source has none.
+pub fn node(node: Option<&NodeView>) -> pb::Node {
+    let Some(NodeView { zone, region, addresses, pod_cidrs, deleting, taints }) = node else {
+        return pb::Node::default();
+    };
+    pb::Node {
+        known: true,
+        zone: zone.to_string(),
+        region: region.to_string(),
+        addresses: addresses.iter().map(address).collect(),
+        pod_cidrs: pod_cidrs.iter().map(prefix).collect(),
+        deleting: *deleting,
+        taints: taints
+            .iter()
+            .map(|Taint { key, value, effect }| pb::Taint {
+                key: key.to_string(),
+                value: value.to_string(),
+                effect: effect.to_string(),
+            })
+            .collect(),
+    }
+}
+
+/// A Node as it came; `None` where the source has none.
+///
+/// # Errors
+/// When it breaks a limit.
+pub fn node_from(node: pb::Node) -> Result<Option<NodeView>, Malformed> {
+    if !node.known {
+        return Ok(None);
+    }
+    at_most(node.addresses.len(), LIST, "addresses of a node")?;
+    at_most(node.taints.len(), LIST, "taints of a node")?;
+    at_most(node.pod_cidrs.len(), LIST, "pod CIDRs of a node")?;
+    let addresses = node.addresses.iter().map(|bytes| super::decode::address(bytes));
+    let taints = node.taints.into_iter().map(|taint| {
+        Ok(Taint { key: name(&taint.key)?, value: name(&taint.value)?, effect: name(&taint.effect)? })
+    });
+    Ok(Some(NodeView {
+        zone: name(&node.zone)?,
+        region: name(&node.region)?,
+        addresses: addresses.collect::<Result<_, _>>()?,
+        pod_cidrs: super::decode::prefixes(node.pod_cidrs)?,
+        deleting: node.deleting,
+        taints: taints.collect::<Result<_, Malformed>>()?,
+    }))
+}
+
+fn name(name: &str) -> Result<Name, Malformed> {
+    if name.len() > STRING_BYTES {
+        return malformed(format!("a name of {} bytes", name.len()));
+    }
+    Ok(name.into())
+}

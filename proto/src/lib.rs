@@ -1,0 +1,8 @@
+//! The wire contract between distributary-server and distributary-agent, generated from
+//! `distributary/v1/distribution.proto`, whose comments are the specification.
+#![allow(missing_docs, unreachable_pub, clippy::all)]
+
+/// Version 1 of the contract.
+pub mod v1 {
+    tonic::include_proto!("distributary.v1");
+}

@@ -1,0 +1,3 @@
+//! distributary-server: watches Services, EndpointSlices, Nodes and ServiceCIDRs, and streams what changes to agents.
+
+pub mod source;
