@@ -1,1 +1,11 @@
-//! placeholder
+//! Plumbing that server and agent share: logs, admin HTTP, readiness, shutdown, supervised tasks, backoff, files.
+//!
+//! No domain word stands here.
+
+pub mod admin;
+pub mod backoff;
+pub mod files;
+pub mod log;
+pub mod ready;
+pub mod shutdown;
+pub mod tasks;

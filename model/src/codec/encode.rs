@@ -131,7 +131,7 @@ impl<'a> Frames<'a> {
             Op::Patch { header: changed, upserts, removals, hash } => {
                 let patch = pb::Patch {
                     header: changed.as_ref().map(header),
-                    upserts: upserts.iter().map(|one| endpoint(one)).collect(),
+                    upserts: upserts.iter().map(endpoint).collect(),
                     removals: removals.iter().map(address).collect(),
                 };
                 self.keyed(&change.key, Some(*hash), pb::change::Change::Patch(patch))
@@ -151,7 +151,7 @@ fn put(record: &Record) -> pb::change::Change {
     let (head, endpoints) = match record {
         Record::Service(service) => (
             pb::put::Header::Service(header(&service.header)),
-            service.endpoints.iter().map(|one| endpoint(one)).collect(),
+            service.endpoints.iter().map(endpoint).collect(),
         ),
         Record::Facts(facts) => {
             let service_cidrs = facts.service_cidrs.iter().map(prefix).collect();
