@@ -4,6 +4,14 @@ use distributary_cluster::Event;
 use distributary_model::ObjectKind;
 use tokio::sync::mpsc;
 
+mod client;
+pub mod dir;
+pub mod kubernetes;
+mod probe;
+mod relist;
+mod watch;
+mod wire;
+
 /// What a source learned. All of it is one commit.
 #[derive(Debug, Default)]
 pub struct Update {

@@ -1,0 +1,85 @@
+//! Wiring: from the command line to running tasks.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use anyhow::Context;
+use distributary_model::Epoch;
+use distributary_runtime::admin::{self, SharedRegistry};
+use distributary_runtime::ready::Ready;
+use distributary_runtime::tasks::Tasks;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{Args, SourceArg};
+use crate::distribute::distribute;
+use crate::journal::{Journal, LOG_BYTES};
+use crate::metrics::Metrics;
+use crate::serve::{self, Shared};
+use crate::source::{Source, dir::Dir, kubernetes};
+
+/// A server that listens, and does not serve yet.
+pub struct Bound {
+    listener: TcpListener,
+    admin: TcpListener,
+    args: Args,
+}
+
+/// Binds both ports.
+///
+/// # Errors
+/// When the arguments are refused, or an address cannot be had.
+pub async fn bind(args: Args) -> anyhow::Result<Bound> {
+    args.check()?;
+    let bind = async |flag: &str, address: SocketAddr| {
+        TcpListener::bind(address).await.with_context(|| format!("{flag} {address} cannot be listened on"))
+    };
+    let listener = bind("--listen", args.listen).await?;
+    let admin = bind("--admin-listen", args.admin_listen).await?;
+    Ok(Bound { listener, admin, args })
+}
+
+impl Bound {
+    /// Serves until shutdown.
+    ///
+    /// # Errors
+    /// When a part of it ends by itself.
+    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { listener, admin, args } = self;
+        let Args { log: _, source, kubeconfig, cluster_id, listen: _, admin_listen: _, insecure: _ } = args;
+        let (listen, admin_listen) = (listener.local_addr()?, admin.local_addr()?);
+        tracing::info!(%source, %listen, admin = %admin_listen, "starting");
+
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        let registry: SharedRegistry = Arc::new(Mutex::new(registry));
+        let ready = Ready::default();
+        let journal = Journal::new(Epoch(random()?), cluster_id.as_str().into(), LOG_BYTES, Instant::now());
+        let shared = Shared::new(journal, metrics);
+        let (updates, received) = mpsc::channel(64);
+
+        let mut tasks = Tasks::default();
+        match source {
+            SourceArg::Dir(path) => tasks.spawn("source", Dir::open(path)?.run(updates)),
+            SourceArg::Kubernetes => {
+                let client = kubernetes::client(kubeconfig.as_deref()).await?;
+                tasks.spawn("source", kubernetes::Kubernetes::new(client).run(updates));
+            }
+        }
+        tasks.spawn("distribute", distribute(shared.clone(), received, ready.hold("the initial lists")));
+        let more = axum::Router::new();
+        tasks.spawn("admin", admin::serve(admin, ready, registry, more, shutdown.clone()));
+        let streams = tokio::spawn(serve::serve(listener, shared, shutdown.clone()));
+        tasks.supervise(&shutdown).await?;
+        streams.await?
+    }
+}
+
+fn random() -> anyhow::Result<[u8; 16]> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|e| anyhow::anyhow!("no randomness for the epoch: {e}"))?;
+    Ok(bytes)
+}

@@ -1,0 +1,109 @@
+//! The recent frames, as shared bytes. Their eviction ends no resume: who falls below gets a snapshot.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use distributary_model::Revision;
+
+/// How much is kept, in bytes of frames.
+pub const LOG_BYTES: usize = 32 << 20;
+
+/// The frames of the newest commits, in order, each with its place in the sequence of all frames.
+#[derive(Debug)]
+pub struct Log {
+    entries: VecDeque<Entry>,
+    /// Place of the first entry.
+    first: u64,
+    bytes: usize,
+    limit: usize,
+    /// Every commit after this one is in the log.
+    horizon: Revision,
+}
+
+#[derive(Debug)]
+struct Entry {
+    revision: Revision,
+    frame: Bytes,
+}
+
+impl Log {
+    /// Keeps at most `limit` bytes, and the newest commit whatever its size.
+    pub fn new(limit: usize) -> Self {
+        Self { entries: VecDeque::new(), first: 0, bytes: 0, limit, horizon: Revision(0) }
+    }
+
+    /// Adds the frames of a commit.
+    pub fn push(&mut self, revision: Revision, frames: Vec<Bytes>) {
+        for frame in frames {
+            self.bytes += frame.len();
+            self.entries.push_back(Entry { revision, frame });
+        }
+        while self.bytes > self.limit && self.entries.front().is_some_and(|oldest| oldest.revision < revision) {
+            if let Some(oldest) = self.entries.pop_front() {
+                self.bytes -= oldest.frame.len();
+                self.first += 1;
+                self.horizon = oldest.revision;
+            }
+        }
+    }
+
+    /// The place after the newest frame.
+    pub fn end(&self) -> u64 {
+        self.first + self.entries.len() as u64
+    }
+
+    /// The place of the first frame after a revision; `None` below the horizon.
+    pub fn after(&self, through: Revision) -> Option<u64> {
+        let held = through >= self.horizon;
+        held.then(|| self.first + self.entries.partition_point(|entry| entry.revision <= through) as u64)
+    }
+
+    /// The frame at a place, with its revision. `Err` where it is evicted, `Ok(None)` at the end.
+    pub fn get(&self, place: u64) -> Result<Option<(Revision, &Bytes)>, Evicted> {
+        let index = place.checked_sub(self.first).ok_or(Evicted)?;
+        let entry = usize::try_from(index).ok().and_then(|index| self.entries.get(index));
+        Ok(entry.map(|entry| (entry.revision, &entry.frame)))
+    }
+}
+
+/// The frame is no longer in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Evicted;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frames(of: &[&'static str]) -> Vec<Bytes> {
+        of.iter().map(|text| Bytes::from_static(text.as_bytes())).collect()
+    }
+
+    #[test]
+    fn a_cursor_finds_its_place_until_it_falls_below_the_horizon() {
+        let mut log = Log::new(6);
+        log.push(Revision(1), frames(&["aa"]));
+        log.push(Revision(2), frames(&["bb", "cc"]));
+        assert_eq!(log.after(Revision(0)), Some(0));
+        assert_eq!(log.after(Revision(1)), Some(1));
+        assert_eq!(log.after(Revision(2)), Some(3));
+        log.push(Revision(3), frames(&["dd"]));
+        assert_eq!(log.after(Revision(0)), None);
+        assert_eq!(log.get(0), Err(Evicted));
+        assert_eq!(log.after(Revision(1)), Some(1));
+        log.push(Revision(4), frames(&["ee"]));
+        assert_eq!(log.after(Revision(1)), None, "half of commit 2 is gone");
+        assert_eq!(log.after(Revision(2)), Some(3));
+        assert_eq!(log.get(4).unwrap().unwrap().0, Revision(4));
+        assert_eq!(log.get(5), Ok(None));
+        assert_eq!(log.end(), 5);
+    }
+
+    #[test]
+    fn the_newest_commit_is_kept_whatever_its_size() {
+        let mut log = Log::new(3);
+        log.push(Revision(1), frames(&["aaaa", "bbbb"]));
+        assert_eq!(log.after(Revision(0)), Some(0));
+        log.push(Revision(2), frames(&["c"]));
+        assert_eq!(log.after(Revision(1)), Some(2));
+    }
+}

@@ -1,0 +1,207 @@
+//! What a server process knows and what it said: the cluster's table, the commits that led to it, and how fresh it is.
+//!
+//! Pure: one writer takes updates in, sessions read. Memory is O(endpoints), never O(agents).
+
+mod log;
+mod snapshot;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use distributary_cluster::{Cluster, Problem};
+use distributary_model::codec::{Frames, messages};
+use distributary_model::{Epoch, Hash, Key, Mark, Marks, Name, NodeView, ObjectKind, Revision, hash};
+use distributary_proto::v1 as pb;
+
+pub use log::{Evicted, LOG_BYTES, Log};
+use snapshot::Snapshot;
+
+use crate::source::Update;
+
+/// What came of an update.
+#[derive(Debug, Default)]
+pub struct Committed {
+    /// Records that changed.
+    pub records: usize,
+    /// Bytes of the frames that say so.
+    pub bytes: usize,
+    /// Nodes whose view changed.
+    pub nodes: usize,
+    /// What was wrong with objects; the rest of them was taken in.
+    pub problems: Vec<Problem>,
+    /// All kinds have listed, with this update.
+    pub now_listed: bool,
+}
+
+/// The state of a server process, of one source.
+#[derive(Debug)]
+pub struct Journal {
+    epoch: Epoch,
+    own: Name,
+    cluster: Cluster,
+    revision: Revision,
+    /// Counts the commits in which any node changed.
+    nodes_changed: u64,
+    log: Log,
+    snapshot: Snapshot,
+    marks: Marks,
+    listed: BTreeSet<ObjectKind>,
+    /// When each kind was last known to be up to date.
+    fresh: BTreeMap<ObjectKind, Instant>,
+    started: Instant,
+}
+
+impl Journal {
+    /// Of a process that starts now, for the cluster `own`.
+    pub fn new(epoch: Epoch, own: Name, log_bytes: usize, now: Instant) -> Self {
+        Self {
+            epoch,
+            cluster: Cluster::new(own.clone()),
+            own,
+            revision: Revision(0),
+            nodes_changed: 0,
+            log: Log::new(log_bytes),
+            snapshot: Snapshot::default(),
+            marks: Marks::default(),
+            listed: BTreeSet::new(),
+            fresh: BTreeMap::new(),
+            started: now,
+        }
+    }
+
+    /// Takes an update in. What no agent could see makes no commit.
+    pub fn commit(&mut self, update: Update, now: Instant) -> Committed {
+        let changes = self.cluster.apply(update.events);
+        let mut moved = Vec::new();
+        for (kind, resource_version) in update.marks {
+            let mark = Mark { cluster: self.own.clone(), kind, resource_version };
+            self.marks.set(mark.clone());
+            moved.push(mark);
+        }
+        for kind in update.fresh {
+            self.fresh.insert(kind, now);
+        }
+        let was_listed = self.listed();
+        self.listed.extend(update.listed);
+
+        self.nodes_changed += u64::from(!changes.nodes.is_empty());
+        let mut bytes = 0;
+        if !changes.records.is_empty() {
+            self.revision = self.revision.next();
+            let mut frames = Frames::new(&self.own);
+            for record in &changes.records {
+                let key = &record.change.key;
+                let bucket = usize::from(hash::key(key).to_bytes()[0]);
+                self.snapshot.changed(bucket, key, record.after.is_some());
+                frames.push(&record.change, record.after.as_ref());
+            }
+            let frames = frames.finish(self.revision, &moved);
+            bytes = frames.iter().map(Bytes::len).sum();
+            self.log.push(self.revision, frames);
+        }
+        Committed {
+            records: changes.records.len(),
+            bytes,
+            nodes: changes.nodes.len(),
+            problems: changes.problems,
+            now_listed: !was_listed && self.listed(),
+        }
+    }
+
+    /// The process.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Id of the source's cluster.
+    pub fn own(&self) -> &Name {
+        &self.own
+    }
+
+    /// The newest commit.
+    pub fn revision(&self) -> Revision {
+        self.revision
+    }
+
+    /// Moves whenever any node changed.
+    pub fn nodes_changed(&self) -> u64 {
+        self.nodes_changed
+    }
+
+    /// What of each kind is included.
+    pub fn marks(&self) -> &Marks {
+        &self.marks
+    }
+
+    /// Whether every kind has listed. Before, nothing is told.
+    pub fn listed(&self) -> bool {
+        ObjectKind::ALL.iter().all(|kind| self.listed.contains(kind))
+    }
+
+    /// The kinds that have not listed yet.
+    pub fn unlisted(&self) -> impl Iterator<Item = ObjectKind> {
+        ObjectKind::ALL.into_iter().filter(|kind| !self.listed.contains(kind))
+    }
+
+    /// The recent frames.
+    pub fn log(&self) -> &Log {
+        &self.log
+    }
+
+    /// The source's cluster.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The frames of all records.
+    pub fn snapshot(&self) -> Vec<Bytes> {
+        self.snapshot.frames(self.cluster.table(), &self.own)
+    }
+
+    /// The root at the newest revision.
+    pub fn root(&self) -> Hash {
+        self.cluster.table().root(&self.own)
+    }
+
+    /// How long ago the kind that is least fresh was known to be up to date.
+    pub fn staleness(&self, now: Instant) -> Duration {
+        let oldest = ObjectKind::ALL.iter().map(|kind| self.fresh.get(kind).unwrap_or(&self.started)).min();
+        now.saturating_duration_since(*oldest.unwrap_or(&self.started))
+    }
+
+    /// Services and endpoints.
+    pub fn size(&self) -> (usize, usize) {
+        let services = self.cluster.table().iter().filter_map(|(_, held)| held.record.as_service());
+        services.fold((0, 0), |(services, endpoints), one| (services + 1, endpoints + one.endpoints.len()))
+    }
+
+    /// What is known of a node.
+    pub fn node(&self, name: &str) -> Option<&NodeView> {
+        self.cluster.node(name)
+    }
+
+    /// Whether a record exists.
+    pub fn holds(&self, key: &Key) -> bool {
+        self.cluster.table().get(key).is_some()
+    }
+
+    /// How the source stands, as it travels, at the newest revision.
+    pub fn sources(&self, now: Instant) -> Vec<pb::SourceState> {
+        vec![pb::SourceState {
+            cluster: String::new(),
+            complete: self.listed(),
+            root: self.root().to_bytes().to_vec().into(),
+            staleness_millis: u64::try_from(self.staleness(now).as_millis()).unwrap_or(u64::MAX),
+        }]
+    }
+
+    /// The heartbeat of this moment.
+    pub fn heartbeat(&self, now: Instant) -> pb::Heartbeat {
+        pb::Heartbeat {
+            revision: self.revision.0,
+            marks: messages::marks(&self.marks, &self.own),
+            sources: self.sources(now),
+        }
+    }
+}

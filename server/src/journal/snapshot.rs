@@ -1,0 +1,51 @@
+//! The whole table as compressed frames, one lot a bucket: built when somebody joins, kept until the bucket changes,
+//! shared by all who join.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use distributary_model::codec::Frames;
+use distributary_model::{Change, Key, Op, Revision, Table};
+
+/// The frames of each bucket.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    keys: Vec<BTreeSet<Arc<Key>>>,
+    /// Behind a lock of its own, so that joining needs no more than to read the journal.
+    frames: Mutex<Vec<Option<Arc<[Bytes]>>>>,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        Self { keys: vec![BTreeSet::new(); 256], frames: Mutex::new(vec![None; 256]) }
+    }
+}
+
+impl Snapshot {
+    /// A record of the bucket changed; `there`: it still exists.
+    pub(super) fn changed(&mut self, bucket: usize, key: &Arc<Key>, there: bool) {
+        match there {
+            true => self.keys[bucket].insert(key.clone()),
+            false => self.keys[bucket].remove(key),
+        };
+        self.frames.get_mut().unwrap_or_else(PoisonError::into_inner)[bucket] = None;
+    }
+
+    /// All frames, for agents of the cluster `own`. They promise nothing before End.
+    pub(super) fn frames(&self, table: &Table, own: &str) -> Vec<Bytes> {
+        let mut cached = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = Vec::new();
+        for (keys, frames) in self.keys.iter().zip(cached.iter_mut()).filter(|(keys, _)| !keys.is_empty()) {
+            let frames = frames.get_or_insert_with(|| {
+                let mut encoder = Frames::compressed(own);
+                for (key, held) in keys.iter().filter_map(|key| Some((key, table.get(key)?))) {
+                    encoder.push(&Change { key: key.clone(), op: Op::Put(held.clone()) }, Some(held));
+                }
+                encoder.finish(Revision(0), &[]).into()
+            });
+            all.extend(frames.iter().cloned());
+        }
+        all
+    }
+}

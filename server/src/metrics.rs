@@ -1,0 +1,79 @@
+//! Every series of the server.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// How a stream began.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Mode {
+    /// `resume` or `snapshot`
+    pub mode: &'static str,
+}
+
+/// What the server counts.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// Agents with an open stream.
+    pub agents: Gauge,
+    /// Streams that began, by how.
+    pub begun: Family<Mode, Counter>,
+    /// Commits that agents were told of.
+    pub commits: Counter,
+    /// Records in these commits.
+    pub records: Counter,
+    /// Bytes of the frames of these commits, once, however many agents they went to.
+    pub frame_bytes: Counter,
+    /// Bytes handed to streams.
+    pub sent_bytes: Counter,
+    /// Acks that came.
+    pub acks: Counter,
+    /// Acks that named rejected records.
+    pub rejections: Counter,
+    /// Objects, or parts of them, that could not be used.
+    pub problems: Counter,
+    /// The newest commit.
+    pub revision: Gauge,
+    /// Receive to kernel, as the agents measured it.
+    pub programming: Histogram,
+}
+
+impl Metrics {
+    /// Registers every series.
+    pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("distributary_server");
+        let millisecond_doubling = (0..15).map(|power| 0.001 * f64::from(1 << power));
+        let this = Self {
+            agents: Gauge::default(),
+            begun: Family::default(),
+            commits: Counter::default(),
+            records: Counter::default(),
+            frame_bytes: Counter::default(),
+            sent_bytes: Counter::default(),
+            acks: Counter::default(),
+            rejections: Counter::default(),
+            problems: Counter::default(),
+            revision: Gauge::default(),
+            programming: Histogram::new(millisecond_doubling),
+        };
+        registry.register("agents", "Agents with an open stream", this.agents.clone());
+        registry.register("streams_begun", "Streams that began, by how", this.begun.clone());
+        registry.register("commits", "Commits that agents were told of", this.commits.clone());
+        registry.register("records_changed", "Records that changed in commits", this.records.clone());
+        registry.register("frame_bytes", "Bytes of the frames of commits, each once", this.frame_bytes.clone());
+        registry.register("sent_bytes", "Bytes handed to streams", this.sent_bytes.clone());
+        registry.register("acks", "Acks that came from agents", this.acks.clone());
+        registry.register("acks_with_rejections", "Acks that named rejected records", this.rejections.clone());
+        registry.register("object_problems", "Objects that could not be used as a whole", this.problems.clone());
+        registry.register("revision", "The newest commit", this.revision.clone());
+        registry.register(
+            "agent_programming_seconds",
+            "From a frame's receipt until it was in the kernel, by the agents' clocks",
+            this.programming.clone(),
+        );
+        this
+    }
+}

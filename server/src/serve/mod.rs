@@ -1,0 +1,159 @@
+//! Serves the stream: connections, HTTP/2, and the one method of the contract.
+//!
+//! The response body is shared, already framed bytes, so the method is mounted by hand: tonic's encoder would copy
+//! every message once per agent.
+
+mod stream;
+
+use std::convert::Infallible;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use distributary_model::limits;
+use distributary_proto::v1::AgentMessage;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, StreamBody};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::codec::{Codec, Streaming};
+
+use crate::journal::Journal;
+use crate::metrics::Metrics;
+use stream::Stream;
+
+/// Path of `Distribution.Subscribe`.
+const SUBSCRIBE: &str = "/distributary.v1.Distribution/Subscribe";
+/// Connections whose peer answers no ping for this long are dead.
+const PING: Duration = Duration::from_secs(20);
+/// What a stream may hold in HTTP/2's buffers, in bytes.
+const STREAM_BUFFER: usize = 64 << 10;
+/// How long streams get to end after a shutdown.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What streams read, and what wakes them.
+#[derive(Debug)]
+pub struct Shared {
+    journal: RwLock<Journal>,
+    /// Changes with every commit; the value has no meaning.
+    news: watch::Sender<()>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl Shared {
+    /// Around a journal.
+    pub fn new(journal: Journal, metrics: Metrics) -> Arc<Self> {
+        Arc::new(Self { journal: RwLock::new(journal), news: watch::Sender::new(()), metrics })
+    }
+
+    /// To read the journal, for a moment.
+    pub fn journal(&self) -> RwLockReadGuard<'_, Journal> {
+        self.journal.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the journal, then wakes the streams if there is something for them. For the one writer.
+    pub fn change<T>(&self, change: impl FnOnce(&mut Journal) -> (T, bool)) -> T {
+        let (outcome, news) = change(&mut self.journal.write().unwrap_or_else(PoisonError::into_inner));
+        if news {
+            self.news.send_replace(());
+        }
+        outcome
+    }
+}
+
+/// Accepts connections until shutdown, then ends their streams.
+///
+/// # Errors
+/// When the listener fails for good.
+pub async fn serve(listener: TcpListener, shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let connections = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((socket, _)) => {
+                connections.spawn(connection(socket, shared.clone(), shutdown.clone()));
+            }
+            // Of one connection, or for want of descriptors: the next may succeed.
+            Err(e) => {
+                tracing::warn!(error = %e, "a connection could not be accepted");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    connections.close();
+    if tokio::time::timeout(GRACE, connections.wait()).await.is_err() {
+        tracing::warn!(connections = connections.len(), "connections did not end in time");
+    }
+    Ok(())
+}
+
+async fn connection(socket: TcpStream, shared: Arc<Shared>, shutdown: CancellationToken) {
+    if let Err(e) = socket.set_nodelay(true) {
+        tracing::debug!(error = %e, "a connection went before it began");
+        return;
+    }
+    let stopping = shutdown.clone();
+    let service = hyper::service::service_fn(move |request| {
+        let response = respond(request, shared.clone(), stopping.clone());
+        async move { Ok::<_, Infallible>(response) }
+    });
+    let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(8)
+        .initial_stream_window_size(STREAM_BUFFER as u32)
+        .initial_connection_window_size(STREAM_BUFFER as u32)
+        .max_send_buf_size(STREAM_BUFFER)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
+        .serve_connection(TokioIo::new(socket), service);
+    let mut connection = std::pin::pin!(connection);
+    let ended = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(e) = ended {
+        tracing::debug!(error = %e, "a connection ended");
+    }
+}
+
+type Body = UnsyncBoxBody<Bytes, Infallible>;
+
+fn respond(request: Request<Incoming>, shared: Arc<Shared>, shutdown: CancellationToken) -> Response<Body> {
+    let grpc = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+    if request.method() != Method::POST || !grpc {
+        return plain(Response::builder().status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+    }
+    let response = Response::builder().header(header::CONTENT_TYPE, "application/grpc");
+    if request.uri().path() != SUBSCRIBE {
+        return plain(response.header("grpc-status", "12").header("grpc-message", "no such method"));
+    }
+    let mut codec = tonic_prost::ProstCodec::<AgentMessage, AgentMessage>::default();
+    let inbound =
+        Streaming::new_request(codec.decoder(), request.into_body(), None, Some(limits::AGENT_MESSAGE_BYTES));
+    let outbound = Stream::new(inbound, shared, shutdown);
+    let body = StreamBody::new(futures::stream::unfold(outbound, Stream::next)).boxed_unsync();
+    response.body(body).unwrap_or_else(|_| Response::new(empty()))
+}
+
+fn plain(response: http::response::Builder) -> Response<Body> {
+    response.body(empty()).unwrap_or_else(|_| Response::new(empty()))
+}
+
+fn empty() -> Body {
+    Empty::new().boxed_unsync()
+}

@@ -1,0 +1,189 @@
+//! Moves the bytes of one stream: everything that is decided is decided by its session.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use distributary_model::Name;
+use distributary_proto::v1::AgentMessage;
+use futures::{FutureExt, StreamExt};
+use http::{HeaderMap, HeaderValue};
+use http_body::Frame;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::Code;
+use tonic::codec::Streaming;
+
+use super::Shared;
+use crate::metrics::Mode;
+use crate::session::{Began, Ended, Heard, Session};
+
+/// One agent's stream.
+pub(super) struct Stream {
+    inbound: Streaming<AgentMessage>,
+    shared: Arc<Shared>,
+    shutdown: CancellationToken,
+    news: watch::Receiver<()>,
+    session: Session,
+    own: Name,
+    node: Option<Name>,
+    finished: bool,
+}
+
+/// What a stream does next.
+enum Next {
+    Send(Bytes),
+    End(Code, String),
+}
+
+impl Stream {
+    pub(super) fn new(inbound: Streaming<AgentMessage>, shared: Arc<Shared>, shutdown: CancellationToken) -> Self {
+        shared.metrics.agents.inc();
+        let own = shared.journal().own().clone();
+        Self {
+            inbound,
+            news: shared.news.subscribe(),
+            session: Session::new(Instant::now(), fastrand::f64()),
+            own,
+            shared,
+            shutdown,
+            node: None,
+            finished: false,
+        }
+    }
+
+    /// The next part of the response body.
+    pub(super) async fn next(mut self) -> Option<(Result<Frame<Bytes>, Infallible>, Self)> {
+        if self.finished {
+            return None;
+        }
+        let frame = match self.decide().await {
+            Next::Send(bytes) => {
+                self.shared.metrics.sent_bytes.inc_by(bytes.len() as u64);
+                Frame::data(bytes)
+            }
+            Next::End(code, reason) => {
+                self.finished = true;
+                Frame::trailers(trailers(code, &reason))
+            }
+        };
+        Some((Ok(frame), self))
+    }
+
+    async fn decide(&mut self) -> Next {
+        loop {
+            // What the agent says is heard also while there is much to tell it.
+            while let Some(heard) = self.inbound.next().now_or_never() {
+                if let Some(end) = self.hear(heard) {
+                    return end;
+                }
+            }
+            self.news.mark_unchanged();
+            let pulled = self.session.next(&self.shared.journal(), Instant::now());
+            match pulled {
+                Ok(Some((bytes, began))) => {
+                    self.count(began);
+                    return Next::Send(bytes);
+                }
+                Ok(None) if self.session.is_over() => return Next::End(Code::Unavailable, "try again".into()),
+                Ok(None) => {}
+                Err(ended) => return self.end(&ended),
+            }
+            let wake_at = self.session.wake_at();
+            let alarm = async {
+                match wake_at {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.shutdown.cancelled() => {
+                    return Next::End(Code::Unavailable, "this server is shutting down".into());
+                }
+                heard = self.inbound.next() => {
+                    if let Some(end) = self.hear(heard) {
+                        return end;
+                    }
+                }
+                _ = self.news.changed() => {}
+                () = alarm => {}
+            }
+        }
+    }
+
+    fn hear(&mut self, heard: Option<Result<AgentMessage, tonic::Status>>) -> Option<Next> {
+        let message = match heard {
+            Some(Ok(message)) => message,
+            Some(Err(status)) => {
+                tracing::info!(node = self.node(), error = status.message(), "stream broke");
+                return Some(Next::End(status.code(), status.message().to_owned()));
+            }
+            None => return Some(Next::End(Code::Ok, String::new())),
+        };
+        match self.session.on(message, &self.own, Instant::now()) {
+            Ok(Heard::Hello { node }) => {
+                tracing::info!(node = &*node, "agent connected");
+                self.node = Some(node);
+            }
+            Ok(Heard::Acked { through, programming, rejected }) => {
+                let metrics = &self.shared.metrics;
+                metrics.acks.inc();
+                metrics.programming.observe(programming.as_secs_f64());
+                if !rejected.is_empty() {
+                    metrics.rejections.inc();
+                }
+                for (service, error) in rejected {
+                    tracing::warn!(node = self.node(), revision = through.0, service, error, "rejected by the kernel");
+                }
+            }
+            Ok(Heard::Nothing) => {}
+            Err(ended) => return Some(self.end(&ended)),
+        }
+        None
+    }
+
+    fn end(&self, ended: &Ended) -> Next {
+        tracing::warn!(node = self.node(), error = %ended, "stream ended");
+        let code = match ended {
+            Ended::Malformed(_) => Code::InvalidArgument,
+            Ended::Refused(_) => Code::FailedPrecondition,
+            Ended::Throttled(_) => Code::Unavailable,
+        };
+        Next::End(code, ended.to_string())
+    }
+
+    fn count(&self, began: Option<Began>) {
+        let mode = match began {
+            Some(Began::Resume) => "resume",
+            Some(Began::Snapshot) => "snapshot",
+            None => return,
+        };
+        tracing::info!(node = self.node(), mode, "stream begins");
+        self.shared.metrics.begun.get_or_create(&Mode { mode }).inc();
+    }
+
+    fn node(&self) -> &str {
+        self.node.as_deref().unwrap_or("unknown")
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        self.shared.metrics.agents.dec();
+        if let Some(node) = &self.node {
+            tracing::info!(node = &**node, "agent disconnected");
+        }
+    }
+}
+
+fn trailers(code: Code, reason: &str) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(2);
+    trailers.insert("grpc-status", HeaderValue::from(code as i32));
+    // Of gRPC's percent-encoding only what our own messages need: printable ASCII without the percent sign.
+    let plain: String = reason.chars().map(|c| if c.is_ascii_graphic() && c != '%' || c == ' ' { c } else { '?' }).collect();
+    if let Ok(message) = HeaderValue::from_str(&plain) {
+        trailers.insert("grpc-message", message);
+    }
+    trailers
+}
