@@ -1,1 +1,161 @@
-//! placeholder
+//! Who gets the traffic of each service port on this node: what every backend lays out, and the same for all of them.
+//!
+//! Pure. One [`Plan`] is of one address family.
+
+pub mod owners;
+pub mod policy;
+pub mod port;
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use distributary_model::{Key, Name, Service};
+use ipnet::IpNet;
+
+pub use owners::{Claim, Claimant, Conflict};
+pub use port::{Answer, PortPlan};
+
+/// An address family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4
+    V4,
+    /// IPv6
+    V6,
+}
+
+impl Family {
+    /// The family of an address.
+    pub fn of(address: &IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// Bits of an address.
+    pub fn width(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
+}
+
+/// How traffic of local pods is told from the rest (spec/kube-proxy.md §3.9).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Detector {
+    /// Sources in the cluster's pod network: matches pods of other nodes too.
+    ClusterCidr(IpNet),
+    /// Sources in this node's pod network.
+    NodeCidr(IpNet),
+    /// What comes in by this bridge.
+    Bridge(Name),
+    /// What comes in by an interface of this prefix.
+    Prefix(Name),
+}
+
+/// What a plan depends on beside the records.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The family that is planned for.
+    pub family: Family,
+    /// Id of the node's own cluster.
+    pub cluster: Name,
+    /// The node's name.
+    pub node: Name,
+    /// The node's zone; empty: none.
+    pub zone: Name,
+    /// Of the family; `None`: everything is taken for a pod's.
+    pub detector: Option<Detector>,
+}
+
+/// Every Service that is wanted, and who owns what.
+#[derive(Debug)]
+pub struct Plan {
+    config: Config,
+    services: HashMap<Arc<Key>, Arc<Service>>,
+    owners: owners::Owners,
+    touched: BTreeSet<Arc<Key>>,
+}
+
+impl Plan {
+    /// Without a Service.
+    pub fn new(config: Config) -> Self {
+        Self { config, services: HashMap::new(), owners: owners::Owners::default(), touched: BTreeSet::new() }
+    }
+
+    /// What it was made with, and the zone of now.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Puts a Service, or takes it away. Equal content touches nothing.
+    pub fn set(&mut self, key: &Arc<Key>, service: Option<Arc<Service>>) {
+        let was = match &service {
+            Some(service) => self.services.insert(key.clone(), service.clone()),
+            None => self.services.remove(key),
+        };
+        if was == service {
+            return;
+        }
+        self.touched.insert(key.clone());
+        let claims = |service: &Option<Arc<Service>>| match service {
+            Some(service) => port::claims(&self.config, key, &service.header),
+            None => BTreeSet::new(),
+        };
+        let same_header = was.as_ref().map(|was| &was.header) == service.as_ref().map(|now| &now.header);
+        if same_header {
+            return;
+        }
+        let (old, new) = (claims(&was), claims(&service));
+        for (claim, claimant) in old.difference(&new) {
+            self.touched.extend(self.owners.release(*claim, claimant));
+        }
+        for (claim, claimant) in new.difference(&old) {
+            self.touched.extend(self.owners.claim(*claim, claimant.clone()));
+        }
+    }
+
+    /// What was last put.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Service>> {
+        self.services.get(key)
+    }
+
+    /// How many there are.
+    pub fn services(&self) -> usize {
+        self.services.len()
+    }
+
+    /// Another zone touches everything.
+    pub fn set_zone(&mut self, zone: Name) {
+        if self.config.zone != zone {
+            self.config.zone = zone;
+            self.touch_all();
+        }
+    }
+
+    /// As if everything had been put anew.
+    pub fn touch_all(&mut self) {
+        self.touched.extend(self.services.keys().cloned());
+    }
+
+    /// The Services whose plan may have changed since it was last asked; gone ones among them.
+    pub fn settle(&mut self) -> BTreeSet<Arc<Key>> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// The service ports of a Service that have a cluster IP of the family; none where it is gone.
+    pub fn ports(&self, key: &Arc<Key>) -> Vec<PortPlan> {
+        match self.services.get(key) {
+            Some(service) => port::plan(&self.config, &self.owners, key, service),
+            None => Vec::new(),
+        }
+    }
+
+    /// Every address that several Services claim.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.owners.conflicts()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,88 @@
+//! Wiring: from the command line to running tasks.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use anyhow::{Context, bail};
+use distributary_model::Name;
+use distributary_runtime::admin::{self, SharedRegistry};
+use distributary_runtime::ready::{Pending, Ready};
+use distributary_runtime::tasks::Tasks;
+use prometheus_client::registry::Registry;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::args::{RunArgs, check_servers};
+use crate::iptables::Family;
+use crate::kernel::Kernel;
+use crate::kernel::tools::Tools;
+use crate::metrics::Metrics;
+use crate::reconcile::{Reconciler, Ruleset};
+use crate::sync::Programmed;
+use crate::sync::client::Client;
+use crate::sync::mailbox::Mailbox;
+use crate::sync::session::Session;
+
+/// Follows a server and programs the node until shutdown. The rules stay.
+///
+/// # Errors
+/// When the arguments are refused, the node cannot be programmed at all, or a part ends by itself.
+pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let RunArgs { rules, server, insecure, iptables_flavour, metrics_bind_address } = args;
+    check_servers(&server, insecure)?;
+    let mut rulesets = Vec::new();
+    for family in families() {
+        let mut tools = Tools::new(family, iptables_flavour.wanted());
+        let flavour = tools.flavour().await?;
+        let options = rules.options(family, flavour)?;
+        // Asks for the same rights as writing does, and touches nothing.
+        tools.save().await?;
+        let ruleset = Ruleset::new(family, tools, options);
+        tracing::info!(family = ruleset.name(), flavour = ?flavour, "will be programmed");
+        rulesets.push(ruleset);
+    }
+    if rulesets.is_empty() {
+        bail!("this host has neither IPv4 nor IPv6");
+    }
+    let admin = TcpListener::bind(metrics_bind_address)
+        .await
+        .with_context(|| format!("--metrics-bind-address {metrics_bind_address} cannot be listened on"))?;
+
+    let mut registry = Registry::default();
+    let metrics = Metrics::register(&mut registry);
+    let registry: SharedRegistry = Arc::new(Mutex::new(registry));
+    let ready = Ready::default();
+    let (programmed, seen) = watch::channel(Programmed::default());
+    let mailbox = Arc::new(Mailbox::default());
+    let cluster = Name::from(rules.cluster_id.as_str());
+    let node = Name::from(rules.node_name.trim().to_lowercase());
+    let client = Client {
+        servers: server,
+        session: Session::new(cluster.clone(), node),
+        cluster,
+        mailbox: mailbox.clone(),
+        programmed: seen.clone(),
+        metrics: metrics.clone(),
+    };
+
+    let mut tasks = Tasks::default();
+    tasks.spawn("ready", when_programmed(seen, ready.hold("the first write to the kernel")));
+    tasks.spawn("admin", admin::serve(admin, ready, registry, axum::Router::new(), shutdown.clone()));
+    tasks.spawn("stream", client.run());
+    tasks.spawn("reconcile", Reconciler::new(rulesets, programmed, metrics).run(mailbox));
+    tasks.supervise(&shutdown).await
+}
+
+async fn when_programmed(mut seen: watch::Receiver<Programmed>, ready: Pending) -> anyhow::Result<()> {
+    seen.wait_for(|programmed| programmed.cursor.is_some()).await.context("the reconciler is gone")?;
+    drop(ready);
+    std::future::pending().await
+}
+
+/// The families that the host has.
+fn families() -> impl Iterator<Item = Family> {
+    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    let v6 = Path::new("/proc/net/if_inet6").exists() && !disabled.is_ok_and(|value| value.trim() == "1");
+    [Some(Family::V4), v6.then_some(Family::V6)].into_iter().flatten()
+}

@@ -1,0 +1,162 @@
+//! What does not depend on any Service: jumps from the built-in chains, the mark, masquerading, forwarding
+//! (spec/kube-proxy.md §3.1, §3.2, §3.5).
+
+use super::chain::Chain;
+use super::names;
+use super::parse::{Dump, Table};
+use super::rule::{Is, Match, Rule, Target};
+use super::{Hairpin, Options};
+use crate::plan::Family;
+
+/// `source address == destination address`, as a classic BPF program (spec/layout.md §3).
+const SAME_V4: &str = "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 1,6 0 0 0";
+/// The same for four words: the first that differs goes to the end.
+const SAME_V6: &str = "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
+    32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 1,6 0 0 0";
+
+/// A jump from a built-in chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Jump {
+    pub(crate) table: Table,
+    pub(crate) from: &'static str,
+    new: bool,
+    to: &'static str,
+    comment: &'static str,
+}
+
+/// In the order in which they are inserted at the head, so the last of a chain is the first to be passed.
+pub(crate) const JUMPS: [Jump; 12] = {
+    const fn jump(
+        table: Table,
+        from: &'static str,
+        new: bool,
+        to: &'static str,
+        comment: &'static str,
+    ) -> Jump {
+        Jump { table, from, new, to, comment }
+    }
+    use Table::{Filter, Nat};
+    [
+        jump(
+            Filter,
+            "INPUT",
+            true,
+            names::EXTERNAL_SERVICES,
+            "kubernetes externally-visible service portals",
+        ),
+        jump(
+            Filter,
+            "FORWARD",
+            true,
+            names::EXTERNAL_SERVICES,
+            "kubernetes externally-visible service portals",
+        ),
+        jump(Filter, "INPUT", false, names::NODEPORTS, "kubernetes health check service ports"),
+        jump(Filter, "FORWARD", true, names::SERVICES, "kubernetes service portals"),
+        jump(Filter, "OUTPUT", true, names::SERVICES, "kubernetes service portals"),
+        jump(Filter, "FORWARD", false, names::FORWARD, "kubernetes forwarding rules"),
+        jump(Filter, "INPUT", true, names::PROXY_FIREWALL, "kubernetes load balancer firewall"),
+        jump(Filter, "OUTPUT", true, names::PROXY_FIREWALL, "kubernetes load balancer firewall"),
+        jump(Filter, "FORWARD", true, names::PROXY_FIREWALL, "kubernetes load balancer firewall"),
+        jump(Nat, "OUTPUT", false, names::SERVICES, "kubernetes service portals"),
+        jump(Nat, "PREROUTING", false, names::SERVICES, "kubernetes service portals"),
+        jump(Nat, "POSTROUTING", false, names::POSTROUTING, "kubernetes postrouting rules"),
+    ]
+};
+
+impl Jump {
+    /// What follows `-I CHAIN `.
+    pub(crate) fn text(&self) -> String {
+        let rule = Rule::jump(self.to);
+        let rule = if self.new { rule.with(Match::State("NEW")) } else { rule };
+        let mut text = String::new();
+        rule.comment(self.comment).write(&mut text);
+        text
+    }
+
+    /// Whether it stands anywhere in its chain.
+    pub(crate) fn is_in(&self, kernel: &Dump<'_>) -> bool {
+        let text = self.text();
+        kernel.rules(self.table, self.from).is_some_and(|rules| rules.contains(&text.as_str()))
+    }
+}
+
+/// Every chain with a fixed name that we write, or write the head of.
+pub(crate) const CHAINS: [(Table, &str); 12] = [
+    (Table::Nat, names::SERVICES),
+    (Table::Nat, names::NODEPORTS),
+    (Table::Nat, names::POSTROUTING),
+    (Table::Nat, names::MARK_MASQ),
+    (Table::Nat, names::CANARY),
+    (Table::Filter, names::SERVICES),
+    (Table::Filter, names::EXTERNAL_SERVICES),
+    (Table::Filter, names::FORWARD),
+    (Table::Filter, names::NODEPORTS),
+    (Table::Filter, names::PROXY_FIREWALL),
+    (Table::Filter, names::CANARY),
+    (Table::Mangle, names::CANARY),
+];
+
+/// The chains whose rules are the same for any Services.
+pub(crate) fn chains(family: Family, options: &Options) -> Vec<(Table, Chain)> {
+    let mark = options.mark();
+    let masquerade = || Target::Masquerade { random_fully: options.random_fully };
+    let meets_itself = |to: &str, same: Target| {
+        let translated = Match::State("DNAT");
+        match options.hairpin {
+            Hairpin::Bpf => Rule::to(same).with(translated).with(Match::Bpf(same_address(family))),
+            Hairpin::Trie => Rule::jump(to).with(translated),
+        }
+    };
+    let postrouting = [
+        meets_itself(names::HAIRPINS, Target::Jump(names::HAIRPIN.into())),
+        Rule::to(Target::Return).with(Match::Mark(Is::Not(mark))),
+        Rule::to(Target::Mark(mark, 0)),
+        Rule::to(masquerade()).comment("kubernetes service traffic requiring SNAT"),
+    ];
+    let forward = [
+        (!options.be_liberal).then(|| Rule::to(Target::Drop).with(Match::State("INVALID"))),
+        Some(
+            Rule::to(Target::Accept).comment("kubernetes forwarding rules").with(Match::Mark(Is::Yes(mark))),
+        ),
+        // These carry no mark.
+        Some(meets_itself(names::HAIRPINS, Target::Accept)),
+        Some(
+            Rule::to(Target::Accept)
+                .comment("kubernetes forwarding conntrack rule")
+                .with(Match::State("RELATED,ESTABLISHED")),
+        ),
+    ];
+    let nothing = <[Rule; 0]>::default;
+    vec![
+        (Table::Nat, Chain::new(names::MARK_MASQ, [Rule::to(Target::Mark(mark, mark))])),
+        (Table::Nat, Chain::new(names::HAIRPIN, [Rule::to(Target::Mark(0, mark)), Rule::to(masquerade())])),
+        (Table::Nat, Chain::new(names::POSTROUTING, postrouting)),
+        (Table::Nat, Chain::new(names::CANARY, nothing())),
+        (Table::Filter, Chain::new(names::FORWARD, forward.into_iter().flatten())),
+        (Table::Filter, Chain::new(names::NODEPORTS, nothing())),
+        (Table::Filter, Chain::new(names::PROXY_FIREWALL, nothing())),
+        (Table::Filter, Chain::new(names::CANARY, nothing())),
+        (Table::Mangle, Chain::new(names::CANARY, nothing())),
+    ]
+}
+
+fn same_address(family: Family) -> &'static str {
+    match family {
+        Family::V4 => SAME_V4,
+        Family::V6 => SAME_V6,
+    }
+}
+
+/// Text for `iptables-restore --noflush` that fails where the kernel cannot match packets that meet themselves by one
+/// rule, and leaves nothing behind: [`Hairpin::Bpf`] only where it succeeds.
+pub fn probe(family: Family) -> String {
+    const SCRATCH: &str = "KUBE-SVC-0-PROBE";
+    let rule = Rule::to(Target::Return).with(Match::State("DNAT")).with(Match::Bpf(same_address(family)));
+    let chain = Chain::new(SCRATCH, [rule]);
+    // In two sections, so that the rule is really in the kernel once.
+    format!(
+        "*nat\n:{SCRATCH} - [0:0]\n{}COMMIT\n*nat\n:{SCRATCH} - [0:0]\n-X {SCRATCH}\nCOMMIT\n",
+        chain.text
+    )
+}

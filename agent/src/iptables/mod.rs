@@ -1,0 +1,276 @@
+//! The iptables backend: what is wanted as chains of rules, what the kernel holds of it, and the text for
+//! `iptables-restore` that leads from one to the other (spec/layout.md §0, spec/kube-proxy.md §3).
+//!
+//! Pure: one [`Iptables`] is of one family; somebody else runs the tools. Behaviour and top-level chains are
+//! kube-proxy's, so that either takes over from the other; dispatch is a trie, endpoints stand in their service's chain,
+//! and only chains whose text differs are written.
+
+mod chain;
+mod cleanup;
+#[doc(hidden)]
+pub mod fake;
+mod fixed;
+mod groups;
+mod lay;
+pub mod names;
+mod parse;
+mod roots;
+pub mod rule;
+mod service;
+mod text;
+mod trie;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use distributary_model::{Key, Name, Service};
+
+use crate::plan::{self, Conflict, Detector, Plan};
+use chain::{Chain, TextHash};
+use fixed::{JUMPS, Jump};
+use lay::Laid;
+use roots::{Root, Roots};
+use trie::EntryKey;
+
+pub use crate::plan::Family;
+pub use cleanup::{Scope, cleanup};
+pub use fixed::probe;
+pub use parse::{Dump, Table, parse};
+pub use text::Write;
+
+/// Which iptables it is: they differ in what a large write costs (spec/layout.md §5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// A section costs by its chains times its rules: large writes are cut.
+    Nft,
+    /// A section costs the whole table: a write is never cut.
+    Legacy,
+}
+
+/// How packets are found that a service sends back to where they come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hairpin {
+    /// By one rule: wherever [`probe`] succeeds.
+    Bpf,
+    /// By a list of the addresses that it can happen to.
+    Trie,
+}
+
+/// What the rules depend on beside the records.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Id of the node's own cluster.
+    pub cluster: Name,
+    /// The node's name.
+    pub node: Name,
+    /// Of the family; `None`: everything is taken for a pod's.
+    pub detector: Option<Detector>,
+    /// All traffic to cluster IPs is masqueraded.
+    pub masquerade_all: bool,
+    /// Which bit of the packet mark asks for masquerading.
+    pub masquerade_bit: u8,
+    /// MASQUERADE chooses ports at random.
+    pub random_fully: bool,
+    /// The kernel was told not to be strict about TCP windows, so INVALID is not dropped.
+    pub be_liberal: bool,
+    /// Which tool reads the text.
+    pub flavour: Flavour,
+    /// What [`probe`] found.
+    pub hairpin: Hairpin,
+    /// So many chains are written in one section at most, where sections are cut. 20 inside a user namespace.
+    pub section: usize,
+}
+
+impl Options {
+    /// kube-proxy's defaults.
+    pub fn new(cluster: impl Into<Name>, node: impl Into<Name>) -> Self {
+        Self {
+            cluster: cluster.into(),
+            node: node.into(),
+            detector: None,
+            masquerade_all: false,
+            masquerade_bit: 14,
+            random_fully: true,
+            be_liberal: false,
+            flavour: Flavour::Nft,
+            hairpin: Hairpin::Bpf,
+            section: 200,
+        }
+    }
+
+    fn mark(&self) -> u32 {
+        1_u32.checked_shl(self.masquerade_bit.into()).unwrap_or(1 << 14)
+    }
+}
+
+type Id = (Table, Name);
+
+/// One family's rules.
+#[derive(Debug)]
+pub struct Iptables {
+    family: Family,
+    options: Options,
+    plan: Plan,
+    roots: Roots,
+    laid: HashMap<Arc<Key>, Laid>,
+    /// How the endpoints of a balancing chain are grouped, where they are.
+    levels: HashMap<Name, u8>,
+    /// By how many Services an address can meet itself.
+    hairpins: HashMap<IpAddr, u32>,
+    /// Of every chain that is ours or kube-proxy's.
+    kernel: BTreeMap<Id, TextHash>,
+    /// Chains that foreign rules jump to: emptied, not deleted.
+    pinned: BTreeSet<Id>,
+    /// Jumps that the kernel lacks.
+    jumps: Vec<Jump>,
+    /// What the kernel refused when it was read.
+    found: Vec<(Root, EntryKey)>,
+    /// Fixed and stale chains are to be looked at, not only what was touched.
+    all: bool,
+    /// What the kernel holds once the last write is in it.
+    outstanding: Option<Vec<(Id, Option<TextHash>)>>,
+}
+
+impl Iptables {
+    /// Wants no Service, and takes the kernel for empty until it is told by [`Iptables::adopt`].
+    pub fn new(family: Family, options: Options) -> Self {
+        let config = plan::Config {
+            family,
+            cluster: options.cluster.clone(),
+            node: options.node.clone(),
+            zone: Name::default(),
+            detector: options.detector.clone(),
+        };
+        Self {
+            family,
+            plan: Plan::new(config),
+            roots: Roots::new(family, options.cluster.clone()),
+            options,
+            laid: HashMap::new(),
+            levels: HashMap::new(),
+            hairpins: HashMap::new(),
+            kernel: BTreeMap::new(),
+            pinned: BTreeSet::new(),
+            jumps: JUMPS.to_vec(),
+            found: Vec::new(),
+            all: true,
+            outstanding: None,
+        }
+    }
+
+    /// Wants this of a Service, or that it is gone.
+    pub fn set(&mut self, key: &Arc<Key>, service: Option<Arc<Service>>) {
+        self.plan.set(key, service);
+    }
+
+    /// What is wanted of a Service.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Service>> {
+        self.plan.get(key)
+    }
+
+    /// The node's zone, empty where it has none.
+    pub fn set_zone(&mut self, zone: Name) {
+        self.plan.set_zone(zone);
+    }
+
+    /// How many Services are wanted.
+    pub fn services(&self) -> usize {
+        self.plan.services()
+    }
+
+    /// What [`probe`] found; nothing if that is what was thought.
+    pub fn set_hairpin(&mut self, hairpin: Hairpin) {
+        if self.options.hairpin != hairpin {
+            self.options.hairpin = hairpin;
+            self.plan.touch_all();
+            self.all = true;
+        }
+    }
+
+    /// How many chains a section has at most from now on: in a user namespace the kernel takes small ones only
+    /// (spec/layout.md §5).
+    pub fn set_section(&mut self, chains: usize) {
+        self.options.section = chains.max(1);
+    }
+
+    /// Addresses and node ports that several Services claim.
+    pub fn conflicts(&self) -> impl Iterator<Item = Conflict> {
+        self.plan.conflicts()
+    }
+
+    /// The chains that the kernel holds of ours, as far as is known.
+    pub fn chains(&self) -> usize {
+        self.kernel.len()
+    }
+
+    /// This is what the kernel holds, whatever was thought before. What of the shape depends on history is read back:
+    /// how services are grouped and tries are split.
+    pub fn adopt(&mut self, kernel: &Dump<'_>) {
+        let of_ours = |table, name: &str| {
+            fixed::CHAINS.contains(&(table, name)) || (table != Table::Mangle && names::is_per_service(name))
+        };
+        self.kernel.clear();
+        self.pinned.clear();
+        self.levels.clear();
+        for table in [Table::Nat, Table::Filter, Table::Mangle] {
+            for (name, rules) in kernel.chains(table) {
+                if of_ours(table, name) {
+                    let hash = Chain::new(name, rules.iter().copied()).hash();
+                    self.kernel.insert((table, name.into()), hash);
+                    let level = rules.iter().find_map(|rule| names::group_level(parse::target(rule)?));
+                    self.levels.extend(level.map(|level| (Name::from(name), level)));
+                } else {
+                    let targets = rules.iter().filter_map(|rule| parse::target(rule));
+                    let ours = targets.filter(|target| names::is_per_service(target));
+                    self.pinned.extend(ours.map(|target| (table, target.into())));
+                }
+            }
+        }
+        self.jumps = JUMPS.into_iter().filter(|jump| !jump.is_in(kernel)).collect();
+        self.found = self.roots.adopt(kernel);
+        self.laid.clear();
+        self.hairpins.clear();
+        self.plan.touch_all();
+        self.all = true;
+        self.outstanding = None;
+    }
+
+    /// What leads from what the kernel holds to what is wanted; `None` if that is nothing, or while the last one is
+    /// neither [`written`](Self::written) nor the kernel [`adopt`](Self::adopt)ed again.
+    pub fn write(&mut self) -> Option<Write> {
+        if self.outstanding.is_some() {
+            return None;
+        }
+        let batch = self.lay();
+        let write = self.text(&batch);
+        self.all = false;
+        let write = write?;
+        let mut outstanding = Vec::new();
+        for (table, change) in batch.tables() {
+            let written = change.hashes().map(|(name, hash)| (name.clone(), Some(hash)));
+            let gone = change.gone.iter().map(|name| {
+                let pinned = self.pinned.contains(&(table, name.clone()));
+                (name.clone(), pinned.then(|| Chain::empty(name).hash()))
+            });
+            outstanding.extend(written.chain(gone).map(|(name, hash)| ((table, name), hash)));
+        }
+        self.outstanding = Some(outstanding);
+        Some(write)
+    }
+
+    /// The last write is in the kernel.
+    pub fn written(&mut self) {
+        let Some(outstanding) = self.outstanding.take() else { return };
+        for (id, hash) in outstanding {
+            match hash {
+                Some(hash) => self.kernel.insert(id, hash),
+                None => self.kernel.remove(&id),
+            };
+        }
+        self.jumps.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests;

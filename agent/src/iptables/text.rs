@@ -1,0 +1,191 @@
+//! The text of a write: which chains come in which section, and in which order, so that after every section each
+//! service is served as before, as wanted, or in between.
+
+use std::collections::BTreeSet;
+
+use distributary_model::{Key, Name};
+
+use super::chain::Chain;
+use super::fixed::Jump;
+use super::lay::{Batch, Change, Part};
+use super::parse::Table;
+use super::roots::Root;
+use super::{Flavour, Iptables, names, service};
+
+/// What leads from what the kernel holds to what is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Write {
+    /// For `iptables-restore --noflush`.
+    pub text: String,
+    /// Chains that are written, in order; one that stands in two sections stands here twice.
+    pub chains: Vec<(Table, Name)>,
+    /// Chains that are deleted.
+    pub deleted: Vec<(Table, Name)>,
+    /// Rules that are written.
+    pub rules: usize,
+    /// Parts that end in COMMIT: each comes into the kernel whole or not at all.
+    pub sections: usize,
+}
+
+/// Services that others need to start: on an empty node they work after the first section.
+const FIRST: [(&str, &str); 3] =
+    [("default", "kubernetes"), ("kube-system", "coredns"), ("kube-system", "kube-dns")];
+
+impl Iptables {
+    /// `None` where there is nothing to write.
+    pub(super) fn text(&self, batch: &Batch) -> Option<Write> {
+        let mut write = Write::default();
+        let Batch { early, nat, late, mangle } = batch;
+        let (first, served) = self.first(nat);
+        if let Some(served) = &served {
+            // What these jump to beside themselves is declared, and empty yet.
+            let declared = [names::NODEPORTS, names::HAIRPINS];
+            let declared = declared.into_iter().filter(|name| nat.has(name)).map(Chain::empty);
+            let declared: Vec<Chain> = declared.collect();
+            let chains = declared.iter().chain([served]).map(Part::from);
+            let chains: Vec<Part<'_>> = first.iter().copied().chain(chains).collect();
+            write.section(Table::Nat, &chains, &self.jumps, &[], &[]);
+        }
+        let done: BTreeSet<&str> = first.iter().map(|part| &**part.name).collect();
+        let jumps: &[Jump] = if served.is_none() { &self.jumps } else { &[] };
+        // Chains of filter that are no more are deleted with the last of it.
+        let early_is_last = late.len() == 0;
+        let none = BTreeSet::new();
+        self.table(
+            &mut write,
+            Table::Filter,
+            early,
+            if early_is_last { &late.gone } else { &none },
+            &done,
+            &self.jumps,
+        );
+        self.table(&mut write, Table::Nat, nat, &nat.gone, &done, jumps);
+        if !early_is_last {
+            self.table(&mut write, Table::Filter, late, &late.gone, &done, &[]);
+        }
+        self.table(&mut write, Table::Mangle, mangle, &none, &done, &[]);
+        (write.sections > 0).then_some(write)
+    }
+
+    /// On an empty node, and where it takes several sections: what [`FIRST`] needs, and a list of only these.
+    fn first<'a>(&self, nat: &'a Change) -> (Vec<Part<'a>>, Option<Chain>) {
+        let empty = Chain::empty(names::SERVICES).hash();
+        let held = self.kernel.get(&(Table::Nat, names::SERVICES.into()));
+        if !self.cuts(nat.len()) || held.is_some_and(|held| *held != empty) {
+            return (Vec::new(), None);
+        }
+        let laid = |(namespace, name): &(&str, &str)| {
+            self.laid.get_key_value(&Key::service(self.options.cluster.clone(), *namespace, *name))
+        };
+        let services: Vec<_> = FIRST.iter().filter_map(laid).collect();
+        let chains = services.iter().flat_map(|(_, laid)| &laid.chains).map(|name| &**name);
+        let fixed = [names::MARK_MASQ, names::HAIRPIN, names::POSTROUTING];
+        let first = fixed.into_iter().chain(chains).filter_map(|name| nat.part(name)).collect();
+        let ports = services.iter().flat_map(|(key, _)| {
+            self.plan.ports(key).into_iter().flat_map(|port| service::entries(&port, key))
+        });
+        let served = ports.filter(|(root, ..)| *root == Root::Services).map(|(_, at, leaf)| (at, leaf));
+        (first, Some(self.roots.services_of(served)))
+    }
+
+    fn cuts(&self, chains: usize) -> bool {
+        self.options.flavour == Flavour::Nft && chains > self.options.section
+    }
+
+    /// One table's sections.
+    fn table(
+        &self,
+        write: &mut Write,
+        table: Table,
+        change: &Change,
+        gone: &BTreeSet<Name>,
+        done: &BTreeSet<&str>,
+        jumps: &[Jump],
+    ) {
+        let parts = change.parts().filter(|part| table != Table::Nat || !done.contains(&**part.name));
+        let mut chains: Vec<Part<'_>> = parts.collect();
+        chains.sort_by_key(|part| (rank(part.name), part.name));
+        let jumps: Vec<Jump> = jumps.iter().filter(|jump| jump.table == table).copied().collect();
+        let pinned = |name: &&Name| self.pinned.contains(&(table, (*name).clone()));
+        let (flushed, deleted): (Vec<&Name>, Vec<&Name>) = gone.iter().partition(pinned);
+        if !self.cuts(chains.len() + gone.len()) {
+            write.section(table, &chains, &jumps, &flushed, &deleted);
+            return;
+        }
+        let section = self.options.section;
+        let parts = chains.chunks(section).count();
+        for (i, part) in chains.chunks(section).enumerate() {
+            write.section(table, part, if i + 1 == parts { &jumps } else { &[] }, &[], &[]);
+        }
+        if parts == 0 {
+            write.section(table, &[], &jumps, &[], &[]);
+        }
+        // Nothing that is kept refers to these; they may to each other, so all are emptied before one is deleted.
+        let gone: Vec<&Name> = gone.iter().collect();
+        if gone.len() > section {
+            gone.chunks(section).for_each(|part| write.section(table, &[], &[], part, &[]));
+            deleted.chunks(section).for_each(|part| write.section(table, &[], &[], &[], part));
+        } else {
+            write.section(table, &[], &[], &flushed, &deleted);
+        }
+    }
+}
+
+impl<'a> From<&'a Chain> for Part<'a> {
+    fn from(chain: &'a Chain) -> Self {
+        Self { name: &chain.name, text: &chain.text, rules: chain.rules }
+    }
+}
+
+impl Write {
+    fn section(
+        &mut self,
+        table: Table,
+        chains: &[Part<'_>],
+        jumps: &[Jump],
+        flushed: &[&Name],
+        deleted: &[&Name],
+    ) {
+        let jumps: Vec<&Jump> = jumps.iter().filter(|jump| jump.table == table).collect();
+        if chains.is_empty() && jumps.is_empty() && flushed.is_empty() && deleted.is_empty() {
+            return;
+        }
+        let text = &mut self.text;
+        text.extend(["*", table.as_str(), "\n"]);
+        for name in chains.iter().map(|chain| chain.name).chain(flushed.iter().chain(deleted).copied()) {
+            text.extend([":", name, " - [0:0]\n"]);
+        }
+        text.extend(chains.iter().map(|chain| chain.text));
+        for jump in &jumps {
+            text.extend(["-I ", jump.from, " ", &jump.text(), "\n"]);
+        }
+        for name in deleted {
+            text.extend(["-X ", name, "\n"]);
+        }
+        text.push_str("COMMIT\n");
+        self.chains.extend(chains.iter().map(|chain| (table, chain.name.clone())));
+        self.deleted.extend(deleted.iter().map(|&name| (table, name.clone())));
+        self.rules += chains.iter().map(|chain| chain.rules).sum::<usize>() + jumps.len();
+        self.sections += 1;
+    }
+}
+
+/// Chains come after those that they refer to.
+fn rank(name: &str) -> u8 {
+    const BUCKET: u8 = 10;
+    let bits = |len: &str| len.parse().unwrap_or(0_u8);
+    match name {
+        names::MARK_MASQ | names::HAIRPIN => 0,
+        names::SERVICES => u8::MAX,
+        names::HAIRPINS => u8::MAX - 2,
+        _ if name.starts_with("KUBE-SEP-") => 1,
+        // Of a trie, the deepest first.
+        _ if ["KUBE-SVC-0-", "KUBE-SVL-0-", "KUBE-EXT-1-"].iter().any(|trie| name.starts_with(trie)) => {
+            name.rsplit('-').next().map_or(BUCKET, |len| BUCKET + (128 - bits(len).min(128)))
+        }
+        _ if name.starts_with("KUBE-SVC-") || name.starts_with("KUBE-SVL-") => 2,
+        _ if name.starts_with("KUBE-EXT-") => 3,
+        _ if name.starts_with("KUBE-FW-") => 4,
+        _ => u8::MAX - 1,
+    }
+}

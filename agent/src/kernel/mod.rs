@@ -1,0 +1,55 @@
+//! The kernel's packet filter, by the tools that all programs of a node share.
+
+pub mod tools;
+
+use std::io;
+use std::process::ExitStatus;
+
+/// Why the kernel did not take, or tell, something.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// The tool is not there, or cannot be started.
+    #[error("{program} cannot be run: {source} (install the Debian package iptables, or the like)")]
+    Exec {
+        /// Which one.
+        program: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// A lock, memory, permission or a module is missing: nothing is wrong with what was to be written.
+    #[error("{program}: {message}")]
+    Node {
+        /// Which one.
+        program: String,
+        /// What it said.
+        message: String,
+    },
+    /// What was to be written is too much for one section (a socket buffer in a user namespace).
+    #[error("{program}: {message}")]
+    TooLong {
+        /// Which one.
+        program: String,
+        /// What it said.
+        message: String,
+    },
+    /// The tool, or the kernel, refuses what was to be written.
+    #[error("{program} refuses it ({status}): {message}")]
+    Refused {
+        /// Which one.
+        program: String,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// What the reconciler needs of the kernel, for one family.
+pub trait Kernel: Send {
+    /// Everything that a table holds, as `iptables-save` prints it; of all of our tables.
+    fn save(&mut self) -> impl Future<Output = Result<String, KernelError>> + Send;
+    /// Feeds text to `iptables-restore --noflush`. After an error some sections of it may be in place.
+    fn restore(&mut self, text: String) -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Whether the canaries of all tables are there: cheap, unlike `save`.
+    fn canaries(&mut self) -> impl Future<Output = Result<bool, KernelError>> + Send;
+}

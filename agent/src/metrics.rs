@@ -1,0 +1,133 @@
+//! Every series of the agent.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// What the agent counts.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    /// 1 while a stream is past its End.
+    pub connected: Gauge,
+    /// Services that are held.
+    pub services: Gauge,
+    /// The newest revision that is in the kernel.
+    pub revision: Gauge,
+    /// Receive to kernel.
+    pub programming: Histogram,
+    /// Restores.
+    pub restores: Counter,
+    /// Restores that failed.
+    pub restore_failures: Counter,
+    /// Chains that were written.
+    pub chains_written: Counter,
+    /// Records whose newest content the kernel refuses.
+    pub rejected: Gauge,
+    /// How often lost rules were written again.
+    pub restored: Counter,
+    /// Addresses that more than one service claims.
+    pub conflicts: Gauge,
+    /// How old the server's knowledge of the API was at its last heartbeat.
+    pub staleness: Gauge<f64, AtomicU64>,
+    heard: Heard,
+}
+
+/// When a server was heard last.
+#[derive(Clone, Debug)]
+struct Heard {
+    started: Instant,
+    millis: Arc<AtomicU64>,
+}
+
+impl Metrics {
+    /// Registers every series.
+    pub fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("distributary_agent");
+        let millisecond_doubling = (0..15).map(|power| 0.001 * f64::from(1 << power));
+        let this = Self {
+            connected: Gauge::default(),
+            services: Gauge::default(),
+            revision: Gauge::default(),
+            programming: Histogram::new(millisecond_doubling),
+            restores: Counter::default(),
+            restore_failures: Counter::default(),
+            chains_written: Counter::default(),
+            rejected: Gauge::default(),
+            restored: Counter::default(),
+            conflicts: Gauge::default(),
+            staleness: Gauge::default(),
+            heard: Heard { started: Instant::now(), millis: Arc::default() },
+        };
+        registry.register("connected", "1 while in step with a server", this.connected.clone());
+        registry.register("services", "Services that are held", this.services.clone());
+        registry.register("revision", "The newest revision that is in the kernel", this.revision.clone());
+        registry.register(
+            "programming_seconds",
+            "From a frame's receipt until it was in the kernel",
+            this.programming.clone(),
+        );
+        registry.register("restores", "Writes to the kernel", this.restores.clone());
+        registry.register(
+            "restore_failures",
+            "Writes that the kernel did not take",
+            this.restore_failures.clone(),
+        );
+        registry.register("chains_written", "Chains that were written", this.chains_written.clone());
+        registry.register(
+            "rejected_services",
+            "Services whose newest content the kernel refuses",
+            this.rejected.clone(),
+        );
+        registry.register(
+            "rules_restored",
+            "Times that lost rules were written again",
+            this.restored.clone(),
+        );
+        registry.register(
+            "address_conflicts",
+            "Addresses and ports that more than one service claims",
+            this.conflicts.clone(),
+        );
+        registry.register(
+            "source_staleness_seconds",
+            "Since the server's source was last known to be up to date, as of its last heartbeat",
+            this.staleness.clone(),
+        );
+        registry.register_collector(Box::new(this.heard.clone()));
+        this
+    }
+
+    /// A server said something; `live`: past its End.
+    pub fn heard(&self, live: bool) {
+        self.connected.set(live.into());
+        self.heard.millis.store(self.heard.now(), Ordering::Relaxed);
+    }
+}
+
+impl Heard {
+    fn now(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+impl Collector for Heard {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let silence = self.now().saturating_sub(self.millis.load(Ordering::Relaxed));
+        let gauge = ConstGauge::new(silence as f64 / 1000.0);
+        let help = "Since a server was heard last; the rules stay whatever it is";
+        let encoder = encoder.encode_descriptor(
+            "distributary_agent_silence_seconds",
+            help,
+            None,
+            gauge.metric_type(),
+        )?;
+        gauge.encode(encoder)
+    }
+}

@@ -1,0 +1,176 @@
+//! The only writer of the kernel: takes what waits, programs it in every family, says what came of it, and looks
+//! after the rules when nothing waits.
+
+mod ruleset;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use distributary_model::{Cursor, Hash, Key, Name, Record, Service, hash};
+use distributary_runtime::backoff::Backoff;
+use tokio::sync::watch;
+
+use crate::kernel::{Kernel, KernelError};
+use crate::metrics::Metrics;
+use crate::sync::ack::{Event, Programmed, Rejected};
+use crate::sync::mailbox::Mailbox;
+
+pub use ruleset::Ruleset;
+
+/// How often it is looked whether the rules are still there.
+const WATCH_PERIOD: Duration = Duration::from_secs(5);
+
+/// Services to be programmed; `None`: gone.
+pub type Services = BTreeMap<Arc<Key>, Option<Arc<Service>>>;
+
+/// Programs every family that the node runs.
+#[derive(Debug)]
+pub struct Reconciler<K> {
+    rulesets: Vec<Ruleset<K>>,
+    programmed: watch::Sender<Programmed>,
+    rejected: BTreeMap<Arc<Key>, Rejected>,
+    metrics: Metrics,
+    /// Something was given to program: before that, nothing is written.
+    begun: bool,
+    events: u64,
+}
+
+/// What one pass led to.
+#[derive(Debug, Default)]
+struct Pass {
+    chains: usize,
+    /// A family that could not be written, for a reason that is not the content's.
+    failed: Option<KernelError>,
+}
+
+impl<K: Kernel> Reconciler<K> {
+    /// For the families of a node, one ruleset each.
+    pub fn new(rulesets: Vec<Ruleset<K>>, programmed: watch::Sender<Programmed>, metrics: Metrics) -> Self {
+        Self { rulesets, programmed, rejected: BTreeMap::new(), metrics, begun: false, events: 0 }
+    }
+
+    /// Goes on for ever; what it wrote stays when it is dropped.
+    ///
+    /// # Errors
+    /// Never: what the kernel does not take now is tried again.
+    pub async fn run(mut self, mailbox: Arc<Mailbox>) -> anyhow::Result<()> {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+        let mut watching = tokio::time::interval(WATCH_PERIOD);
+        watching.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // What the last pass could not write, and since when it waits.
+        let mut owed: Option<(Option<Cursor>, Instant)> = None;
+        let mut retry_at = None;
+        loop {
+            let retry = async {
+                match retry_at {
+                    Some(at) => tokio::time::sleep_until(at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let (services, zone) = tokio::select! {
+                (batch, at) = mailbox.take() => {
+                    self.begun = true;
+                    owed = Some((batch.cursor.or(owed.and_then(|(cursor, _)| cursor)), owed.map_or(at, |(_, at)| at)));
+                    let zone = batch.node.map(|node| node.map(|node| node.zone).unwrap_or_default());
+                    (batch.services, zone)
+                }
+                () = retry => (Services::new(), None),
+                _ = watching.tick(), if self.begun && owed.is_none() => {
+                    self.watch().await;
+                    continue;
+                }
+            };
+            let pass = self.program(&services, zone).await;
+            retry_at = pass.failed.map(|failed| {
+                let delay = backoff.next_delay().max(Duration::from_millis(200));
+                let (error, retry_ms) = (failed.to_string(), delay.as_millis());
+                tracing::warn!(error, retry_ms, "the kernel was not written; what it holds stays");
+                tokio::time::Instant::now() + delay
+            });
+            if retry_at.is_none() {
+                backoff.reset();
+                if let Some((cursor, at)) = owed.take() {
+                    self.done(cursor, at.elapsed(), services.len(), pass.chains);
+                }
+            }
+        }
+    }
+
+    /// Programs a batch in all families.
+    async fn program(&mut self, services: &Services, zone: Option<Name>) -> Pass {
+        for key in services.keys() {
+            self.rejected.remove(key);
+        }
+        let mut pass = Pass::default();
+        let passes = self.rulesets.iter_mut().map(|ruleset| {
+            let zone = zone.clone();
+            async move { (ruleset.program(services, zone).await, ruleset.name()) }
+        });
+        for (outcome, family) in futures::future::join_all(passes).await {
+            self.metrics.restores.inc_by(outcome.restores);
+            self.metrics.restore_failures.inc_by(outcome.failures);
+            pass.chains += outcome.chains;
+            for (key, message) in outcome.refused {
+                let wanted = services.get(&key).cloned().flatten();
+                let hash = wanted.map_or(Hash(0), |service| hash::record(&key, &Record::Service(service)));
+                tracing::warn!(service = %key, family, error = message, "rejected; its last good rules stay");
+                self.rejected.insert(key, Rejected { hash, message });
+            }
+            pass.failed = outcome.failed.or(pass.failed);
+        }
+        self.metrics.chains_written.inc_by(pass.chains as u64);
+        self.metrics.rejected.set(self.rejected.len().try_into().unwrap_or(i64::MAX));
+        let rulesets = self.rulesets.iter();
+        self.metrics
+            .conflicts
+            .set(rulesets.map(Ruleset::conflicts).sum::<usize>().try_into().unwrap_or(i64::MAX));
+        pass
+    }
+
+    fn done(&mut self, cursor: Option<Cursor>, took: Duration, services: usize, chains: usize) {
+        if let Some(cursor) = cursor {
+            self.metrics.revision.set(cursor.through.0.cast_signed());
+        }
+        self.metrics.programming.observe(took.as_secs_f64());
+        self.metrics
+            .services
+            .set(self.rulesets.first().map_or(0, Ruleset::services).try_into().unwrap_or(i64::MAX));
+        tracing::info!(
+            revision = cursor.map(|cursor| cursor.through.0),
+            services,
+            chains,
+            took_ms = took.as_secs_f64() * 1000.0,
+            "programmed"
+        );
+        let rejected = Arc::new(self.rejected.clone());
+        self.programmed.send_modify(|programmed| {
+            programmed.cursor = cursor.or(programmed.cursor);
+            programmed.took = took;
+            programmed.rejected = rejected;
+        });
+    }
+
+    /// Looks whether the rules are still there, and writes them again if they are not.
+    async fn watch(&mut self) {
+        for ruleset in &mut self.rulesets {
+            let family = ruleset.name();
+            match ruleset.restore_if_lost().await {
+                Ok(None) => {}
+                Ok(Some(chains)) => {
+                    self.metrics.restored.inc();
+                    self.events += 1;
+                    tracing::warn!(family, chains, "the rules were lost, and have been written again");
+                    let message =
+                        format!("{family}: {chains} chains had been lost, and have been written again");
+                    let event = Some((self.events, Event::RulesRestored(message)));
+                    self.programmed.send_modify(|programmed| programmed.event = event);
+                }
+                Err(e) => tracing::warn!(family, error = %e, "it cannot be seen whether the rules are there"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

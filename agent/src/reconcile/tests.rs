@@ -1,0 +1,249 @@
+//! The reconciler against a kernel that interprets what it is given, and that refuses what a test wants it to.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::{Mutex, PoisonError};
+
+use distributary_model::testing as t;
+use distributary_model::{Epoch, Protocol, Revision};
+use prometheus_client::registry::Registry;
+
+use super::*;
+use crate::iptables::fake::Fake;
+use crate::iptables::{Family, Options};
+use crate::sync::session::Batch;
+
+/// Shared with the test, so that it can look and meddle.
+#[derive(Clone, Debug)]
+struct TestKernel(Arc<Mutex<State>>);
+
+#[derive(Debug)]
+struct State {
+    fake: Fake,
+    /// A restore whose text contains one of these is refused.
+    refuses: Vec<String>,
+    /// So many restores fail for a lock.
+    locked: usize,
+    /// A section longer than this is too long.
+    most: usize,
+    saves: usize,
+    restores: usize,
+}
+
+impl TestKernel {
+    fn new() -> Self {
+        let state = State {
+            fake: Fake::default(),
+            refuses: Vec::new(),
+            locked: 0,
+            most: usize::MAX,
+            saves: 0,
+            restores: 0,
+        };
+        Self(Arc::new(Mutex::new(state)))
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn holds(&self, what: &str) -> bool {
+        self.with(|state| state.fake.save().contains(what))
+    }
+}
+
+impl Kernel for TestKernel {
+    async fn save(&mut self) -> Result<String, KernelError> {
+        Ok(self.with(|state| {
+            state.saves += 1;
+            state.fake.save()
+        }))
+    }
+
+    async fn restore(&mut self, text: String) -> Result<(), KernelError> {
+        let program = "fake".to_owned();
+        self.with(|state| {
+            state.restores += 1;
+            if state.locked > 0 {
+                state.locked -= 1;
+                return Err(KernelError::Node { program, message: "the lock is held".into() });
+            }
+            for section in Fake::sections(&text) {
+                if section.len() > state.most {
+                    return Err(KernelError::TooLong { program, message: "Message too long".into() });
+                }
+                let refused = state.refuses.iter().find(|what| section.contains(*what)).cloned();
+                if let Some(message) = refused.or(state.fake.restore(&section).err()) {
+                    return Err(KernelError::Refused { program, status: ExitStatus::from_raw(256), message });
+                }
+            }
+            Ok(())
+        })
+    }
+
+    async fn canaries(&mut self) -> Result<bool, KernelError> {
+        Ok(self.holds("KUBE-PROXY-CANARY"))
+    }
+}
+
+struct World {
+    kernel: TestKernel,
+    mailbox: Arc<Mailbox>,
+    programmed: watch::Receiver<Programmed>,
+    revision: u64,
+}
+
+impl World {
+    /// Starts a reconciler on a kernel.
+    fn start(kernel: TestKernel) -> Self {
+        let (programmed, seen) = watch::channel(Programmed::default());
+        let ruleset = Ruleset::new(Family::V4, kernel.clone(), Options::new(t::CLUSTER, "n1"));
+        let metrics = Metrics::register(&mut Registry::default());
+        let mailbox = Arc::new(Mailbox::default());
+        tokio::spawn(Reconciler::new(vec![ruleset], programmed, metrics).run(mailbox.clone()));
+        Self { kernel, mailbox, programmed: seen, revision: 0 }
+    }
+
+    /// Gives services to program, and waits until it is said that they are.
+    async fn program(&mut self, services: &[(&str, Option<Service>)]) -> Programmed {
+        self.revision += 1;
+        let through = Revision(self.revision);
+        let services = services.iter().map(|(name, service)| (t::key(name), service.clone().map(Arc::new)));
+        let batch = Batch {
+            services: services.collect(),
+            node: None,
+            cursor: Some(Cursor { epoch: Epoch([1; 16]), through }),
+        };
+        self.mailbox.put(batch, Instant::now());
+        let done =
+            |programmed: &Programmed| programmed.cursor.is_some_and(|cursor| cursor.through == through);
+        self.programmed.wait_for(done).await.unwrap().clone()
+    }
+}
+
+fn web(last: u8, endpoint: &str) -> Service {
+    t::service(&[&format!("10.96.0.{last}")])
+        .port("http", Protocol::Tcp, 80, 0)
+        .endpoint(t::endpoint(endpoint, "http", 8080).on("n1"))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_is_one_restore_and_no_listing() {
+    let mut world = World::start(TestKernel::new());
+    world.program(&[("ns/a", Some(web(1, "10.0.0.1"))), ("ns/b", Some(web(2, "10.0.0.2")))]).await;
+    let (saves, restores) = world.kernel.with(|state| (state.saves, state.restores));
+    assert_eq!(saves, 1);
+    world.program(&[("ns/a", Some(web(1, "10.0.0.9")))]).await;
+    assert!(world.kernel.holds("10.0.0.9:8080") && !world.kernel.holds("10.0.0.1:8080"));
+    assert_eq!(world.kernel.with(|state| (state.saves, state.restores)), (saves, restores + 1));
+    world.program(&[("ns/a", Some(web(1, "10.0.0.9")))]).await;
+    assert_eq!(world.kernel.with(|state| state.restores), restores + 1, "equal content is no write");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_service_that_the_kernel_refuses_is_named_and_the_others_are_written() {
+    let mut world = World::start(TestKernel::new());
+    world.program(&[("ns/bad", Some(web(7, "10.0.0.7")))]).await;
+    world.kernel.with(|state| state.refuses.push("10.6.6.6".into()));
+    let bad = web(7, "10.6.6.6");
+    let mut batch: Vec<(String, Service)> =
+        (10..30).map(|last| (format!("ns/s{last}"), web(last, &format!("10.0.1.{last}")))).collect();
+    batch.push(("ns/bad".into(), bad.clone()));
+    let batch: Vec<(&str, Option<Service>)> =
+        batch.iter().map(|(name, service)| (name.as_str(), Some(service.clone()))).collect();
+    let programmed = world.program(&batch).await;
+
+    let rejected: Vec<_> =
+        programmed.rejected.iter().map(|(key, why)| (key.to_string(), why.clone())).collect();
+    let [(name, why)] = &rejected[..] else { panic!("{rejected:?}") };
+    assert_eq!((name.as_str(), why.hash), ("ns/bad", t::held(&t::key("ns/bad"), bad).hash));
+    assert!(why.message.contains("10.6.6.6"), "{}", why.message);
+    assert!((10..30).all(|last| world.kernel.holds(&format!("10.0.1.{last}:8080"))));
+    assert!(world.kernel.holds("10.0.0.7:8080"), "its last good rules stay");
+
+    let programmed = world.program(&[("ns/s10", Some(web(10, "10.0.2.10")))]).await;
+    assert_eq!(programmed.rejected.len(), 1, "it stays parked while others change");
+    let programmed = world.program(&[("ns/bad", Some(web(7, "10.0.0.8")))]).await;
+    assert!(programmed.rejected.is_empty() && world.kernel.holds("10.0.0.8:8080"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_refused_services_are_both_found() {
+    let mut world = World::start(TestKernel::new());
+    world.kernel.with(|state| state.refuses.extend(["10.6.6.1:".into(), "10.6.6.2:".into()]));
+    let programmed = world
+        .program(&[
+            ("ns/a", Some(web(1, "10.0.0.1"))),
+            ("ns/x", Some(web(2, "10.6.6.1"))),
+            ("ns/b", Some(web(3, "10.0.0.3"))),
+            ("ns/y", Some(web(4, "10.6.6.2"))),
+            ("ns/c", Some(web(5, "10.0.0.5"))),
+        ])
+        .await;
+    let rejected: Vec<String> = programmed.rejected.keys().map(ToString::to_string).collect();
+    assert_eq!(rejected, ["ns/x", "ns/y"]);
+    assert!(["10.0.0.1:", "10.0.0.3:", "10.0.0.5:"].iter().all(|ip| world.kernel.holds(ip)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_that_is_held_rejects_nobody_and_is_waited_for() {
+    let mut world = World::start(TestKernel::new());
+    world.program(&[("ns/a", Some(web(1, "10.0.0.1")))]).await;
+    world.kernel.with(|state| state.locked = 3);
+    let programmed = world.program(&[("ns/a", Some(web(1, "10.0.0.2")))]).await;
+    assert!(programmed.rejected.is_empty() && world.kernel.holds("10.0.0.2:8080"));
+    assert_eq!(world.kernel.with(|state| state.locked), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_long_is_cut_smaller() {
+    let kernel = TestKernel::new();
+    kernel.with(|state| state.most = 4_000);
+    let mut world = World::start(kernel);
+    let all: Vec<(String, Service)> =
+        (1..100).map(|last| (format!("ns/s{last}"), web(last, &format!("10.0.1.{last}")))).collect();
+    let all: Vec<(&str, Option<Service>)> =
+        all.iter().map(|(name, service)| (name.as_str(), Some(service.clone()))).collect();
+    let programmed = world.program(&all).await;
+    assert!(programmed.rejected.is_empty());
+    assert!((1..100).all(|last| world.kernel.holds(&format!("10.0.1.{last}:8080"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn lost_rules_are_written_again_and_told() {
+    let mut world = World::start(TestKernel::new());
+    world.program(&[("ns/a", Some(web(1, "10.0.0.1")))]).await;
+    let before = world.kernel.with(|state| state.fake.save());
+    world.kernel.with(|state| state.fake = Fake::default());
+    world.programmed.wait_for(|programmed| programmed.event.is_some()).await.unwrap();
+    assert_eq!(world.kernel.with(|state| state.fake.save()), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_agent_writes_nothing() {
+    let kernel = TestKernel::new();
+    let mut world = World::start(kernel.clone());
+    for round in 1..5_u8 {
+        for last in 1..60_u8 {
+            let service =
+                (last % round != 0 || round == 1).then(|| web(last, &format!("10.{round}.0.{last}")));
+            world.program(&[(&format!("ns/s{last}"), service)]).await;
+        }
+    }
+    let last: Vec<(String, Option<Service>)> = (1..60_u8)
+        .map(|last| (format!("ns/s{last}"), (last % 4 != 0).then(|| web(last, &format!("10.4.0.{last}")))))
+        .collect();
+    let last: Vec<(&str, Option<Service>)> = last.iter().map(|(n, s)| (n.as_str(), s.clone())).collect();
+    let (held, restores) = kernel.with(|state| (state.fake.save(), state.restores));
+    let mut again = World::start(kernel.clone());
+    again.program(&last).await;
+    assert_eq!(kernel.with(|state| state.restores), restores);
+    assert_eq!(kernel.with(|state| state.fake.save()), held);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_before_something_is_to_be_programmed() {
+    let world = World::start(TestKernel::new());
+    tokio::time::advance(Duration::from_secs(120)).await;
+    assert_eq!(world.kernel.with(|state| (state.restores, state.saves)), (0, 0));
+}

@@ -1,0 +1,99 @@
+//! `render`: the rules that a node would get, in a fresh shape. Touches nothing.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use distributary_cluster::{Cluster, Manifests};
+use distributary_model::{Key, Name, Service};
+use distributary_runtime::files;
+use prometheus_client::registry::Registry;
+use tokio::sync::watch;
+
+use crate::args::{RenderArgs, check_servers};
+use crate::iptables::{Family, Flavour, Iptables};
+use crate::metrics::Metrics;
+use crate::sync::client::Client;
+use crate::sync::mailbox::Mailbox;
+use crate::sync::session::Session;
+
+/// What a node would know.
+struct Known {
+    services: Vec<(Arc<Key>, Arc<Service>)>,
+    zone: Name,
+}
+
+/// Prints the rules, as text for `iptables-restore --noflush` and `ip6tables-restore --noflush`.
+///
+/// # Errors
+/// When a manifest is broken, or the server cannot be asked.
+pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
+    let RenderArgs { rules, manifests, server, insecure } = args;
+    let (cluster, node) = (Name::from(rules.cluster_id.as_str()), rules.node_name.trim().to_lowercase());
+    let known = match (manifests, server) {
+        (Some(path), _) => from_manifests(&path, cluster, &node)?,
+        (None, Some(server)) => {
+            check_servers(std::slice::from_ref(&server), insecure)?;
+            from_server(server, cluster, &node).await?
+        }
+        (None, None) => bail!("neither --manifests nor --server is given"),
+    };
+    for family in [Family::V4, Family::V6] {
+        let mut iptables = Iptables::new(family, rules.options(family, Flavour::Nft)?);
+        iptables.set_zone(known.zone.clone());
+        for (key, service) in &known.services {
+            iptables.set(key, Some(service.clone()));
+        }
+        let tool = match family {
+            Family::V4 => "iptables-restore",
+            Family::V6 => "ip6tables-restore",
+        };
+        writeln!(out, "# for {tool} --noflush")?;
+        if let Some(write) = iptables.write() {
+            write!(out, "{}", write.text)?;
+        }
+    }
+    Ok(())
+}
+
+fn from_manifests(path: &std::path::Path, cluster: Name, node: &str) -> anyhow::Result<Known> {
+    let found = files::read_dir_files(path, &["yaml", "yml", "json"])
+        .with_context(|| format!("--manifests {} cannot be read", path.display()))?;
+    let (events, problems) = Manifests::default().apply(found);
+    if !problems.is_empty() {
+        let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        bail!("{}", problems.join("\n"));
+    }
+    let mut state = Cluster::new(cluster);
+    state.apply(events);
+    let services = state
+        .table()
+        .iter()
+        .filter_map(|(key, held)| Some((key.clone(), held.record.as_service()?.clone())))
+        .collect();
+    Ok(Known { services, zone: state.node(node).map(|node| node.zone.clone()).unwrap_or_default() })
+}
+
+async fn from_server(server: String, cluster: Name, node: &str) -> anyhow::Result<Known> {
+    let mailbox = Arc::new(Mailbox::default());
+    let (_nothing, programmed) = watch::channel(Default::default());
+    let client = Client {
+        servers: vec![server.clone()],
+        session: Session::new(cluster.clone(), node.into()),
+        cluster,
+        mailbox: mailbox.clone(),
+        programmed,
+        metrics: Metrics::register(&mut Registry::default()),
+    };
+    let started = Instant::now();
+    let (batch, _) = tokio::select! {
+        ended = client.run() => { ended?; bail!("the server {server} ended the stream") }
+        taken = tokio::time::timeout(std::time::Duration::from_secs(30), mailbox.take()) => taken.with_context(|| {
+            format!("the server {server} did not say what it has within {} s", started.elapsed().as_secs())
+        })?,
+    };
+    let services = batch.services.into_iter().filter_map(|(key, service)| Some((key, service?))).collect();
+    let zone = batch.node.flatten().map(|node| node.zone).unwrap_or_default();
+    Ok(Known { services, zone })
+}

@@ -1,0 +1,160 @@
+//! Keeps a stream open to one of the servers: connects, feeds the session, hands on what is to be programmed, sends
+//! acks, and goes to the next server when this one fails.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use distributary_model::limits::FRAME_BYTES;
+use distributary_model::{Cursor, Name};
+use distributary_proto::v1 as pb;
+use distributary_runtime::backoff::Backoff;
+use pb::distribution_client::DistributionClient;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Endpoint;
+
+use super::ack::{Acks, Due, Programmed, rejections};
+use super::mailbox::Mailbox;
+use super::session::{Heard, Session};
+use crate::metrics::Metrics;
+
+/// Three heartbeats, at their slowest.
+const SILENCE: Duration = Duration::from_secs(18);
+const CONNECT: Duration = Duration::from_secs(5);
+/// After all servers were behind what this agent holds for so long, an older state is taken.
+const BEHIND: Duration = Duration::from_secs(30);
+/// A stream that lived so long was a good one: the next failure is a new one.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// Keeps the stream.
+#[derive(Debug)]
+pub struct Client {
+    /// HOST:PORT each; tried in turn.
+    pub servers: Vec<String>,
+    /// Id of the agent's cluster.
+    pub cluster: Name,
+    /// What is held.
+    pub session: Session,
+    /// Where batches go.
+    pub mailbox: Arc<Mailbox>,
+    /// What the kernel has.
+    pub programmed: watch::Receiver<Programmed>,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+impl Client {
+    /// Goes on for ever.
+    ///
+    /// # Errors
+    /// Never: without a server the rules stay, and it is tried again.
+    pub async fn run(mut self) -> anyhow::Result<()> {
+        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
+        let mut behind_since: Option<Instant> = None;
+        for turn in 0_usize.. {
+            let server = self.servers[turn % self.servers.len()].clone();
+            let began = Instant::now();
+            let accept_older = behind_since.is_some_and(|since| since.elapsed() >= BEHIND);
+            let ended = self.stream(&server, accept_older).await;
+            self.metrics.connected.set(0);
+            let delay = match ended {
+                Ok(Throttled { retry_after, reason }) => {
+                    tracing::info!(server, reason, "the server asks to wait");
+                    behind_since.get_or_insert(began);
+                    retry_after.mul_f64(1.0 + fastrand::f64())
+                }
+                Err(e) => {
+                    if began.elapsed() > HEALTHY {
+                        backoff.reset();
+                    }
+                    let delay = backoff.next_delay();
+                    let wait_ms = delay.as_millis();
+                    tracing::warn!(server, error = %format!("{e:#}"), wait_ms, "no stream; the rules stay as they are");
+                    delay
+                }
+            };
+            if self.session.is_live() {
+                behind_since = None;
+            }
+            tokio::time::sleep(delay).await;
+        }
+        Ok(())
+    }
+
+    async fn stream(&mut self, server: &str, accept_older: bool) -> anyhow::Result<Throttled> {
+        let endpoint = Endpoint::from_shared(format!("http://{server}"))
+            .with_context(|| format!("{server:?} is not HOST:PORT"))?
+            .connect_timeout(CONNECT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(SILENCE);
+        let channel = endpoint.connect().await.context("cannot connect")?;
+        let mut client = DistributionClient::new(channel).max_decoding_message_size(FRAME_BYTES + (64 << 10));
+
+        let parked = rejections(&self.programmed.borrow().rejected, &self.cluster);
+        let (said, outbound) = mpsc::channel(4);
+        said.send(self.session.hello(parked, accept_older)).await?;
+        let answer = tokio::time::timeout(SILENCE, client.subscribe(ReceiverStream::new(outbound)));
+        let mut inbound = answer.await.context("no answer")?.map_err(clear)?.into_inner();
+
+        let (mut acks, mut stream) = (Acks::default(), None::<Cursor>);
+        let mut ack_at = None;
+        let mut heard_at = tokio::time::Instant::now();
+        loop {
+            let alarm = async {
+                match ack_at {
+                    Some(at) => tokio::time::sleep_until(tokio::time::Instant::from_std(at)).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                message = tokio::time::timeout_at(heard_at + SILENCE, inbound.message()) => {
+                    heard_at = tokio::time::Instant::now();
+                    let message = message.context("nothing heard for three heartbeats")?.map_err(clear)?;
+                    let Some(message) = message else { bail!("the server ended the stream") };
+                    let was_live = self.session.is_live();
+                    match self.session.on(message)? {
+                        Heard::Nothing => {}
+                        Heard::Staleness(staleness) => {
+                            self.metrics.staleness.set(staleness.as_secs_f64());
+                        }
+                        Heard::Throttle { retry_after, reason } => return Ok(Throttled { retry_after, reason }),
+                        Heard::Batch(batch) => {
+                            stream = batch.cursor.or(stream);
+                            self.mailbox.put(batch, Instant::now());
+                        }
+                    }
+                    self.metrics.heard(self.session.is_live());
+                    if self.session.is_live() && !was_live {
+                        let (services, through) = (self.session.table().len(), stream.map(|cursor| cursor.through.0));
+                        tracing::info!(server, services, revision = through, "in step with the server");
+                    }
+                }
+                changed = self.programmed.changed() => changed.context("the reconciler is gone")?,
+                () = alarm => {}
+            }
+            ack_at = None;
+            let now = self.programmed.borrow_and_update().clone();
+            match acks.due(&now, stream, &self.cluster, Instant::now()) {
+                Due::Nothing => {}
+                Due::At(at) => ack_at = Some(at),
+                Due::Now(ack) => said.send(ack).await.context("the server ended the stream")?,
+            }
+        }
+    }
+}
+
+/// The server asked to come back.
+#[derive(Debug)]
+struct Throttled {
+    retry_after: Duration,
+    reason: String,
+}
+
+/// A status without the parts that only a debugger wants.
+fn clear(status: tonic::Status) -> anyhow::Error {
+    match status.message() {
+        "" => anyhow::anyhow!("the stream broke ({:?})", status.code()),
+        message => anyhow::anyhow!("{message}"),
+    }
+}

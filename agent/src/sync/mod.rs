@@ -1,0 +1,9 @@
+//! The agent's side of the stream: [`session`] decides, [`client`] moves bytes, [`ack`] says what the kernel has.
+
+pub mod ack;
+pub mod client;
+pub mod mailbox;
+pub mod session;
+
+pub use ack::Programmed;
+pub use session::Batch;

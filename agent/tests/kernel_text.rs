@@ -1,0 +1,249 @@
+//! The text that we render is the text that the kernel's tools print back: checked with the real tools, of both flavours
+//! and both families, in a network namespace of its own.
+//!
+//! Needs root, or user namespaces, and iptables; it fails without, unless `DISTRIBUTARY_TEST_ALLOW_SKIP=1`.
+
+#![allow(clippy::unwrap_used)]
+
+use std::io::Write as _;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use distributary_agent::iptables::rule::{Rule, Target, chance};
+use distributary_agent::iptables::{
+    Family, Flavour, Hairpin, Iptables, Options, Scope, Table, cleanup, parse, probe,
+};
+use distributary_agent::plan::Detector;
+use distributary_model::testing::{CLUSTER, endpoint, key, service};
+use distributary_model::{Protocol, Service};
+
+/// A network namespace that lives as long as its `sleep`.
+struct Namespace {
+    holder: std::process::Child,
+    tool: &'static str,
+}
+
+impl Namespace {
+    fn new(family: Family, flavour: Flavour) -> Option<Self> {
+        let tool = match (family, flavour) {
+            (Family::V4, Flavour::Nft) => "iptables-nft",
+            (Family::V4, Flavour::Legacy) => "iptables-legacy",
+            (Family::V6, Flavour::Nft) => "ip6tables-nft",
+            (Family::V6, Flavour::Legacy) => "ip6tables-legacy",
+        };
+        let mut holder = Command::new("unshare")
+            .args(["-Urnm", "sh", "-c", "echo ready; exec sleep 300"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut ready = [0; 6];
+        let made = std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut ready).is_ok();
+        let namespace = Self { holder, tool };
+        let works = made && namespace.run("-save", &["-t", "nat"], "").0;
+        if !works && std::env::var_os("DISTRIBUTARY_TEST_ALLOW_SKIP").is_some_and(|allow| allow == "1") {
+            return None;
+        }
+        assert!(works, "{tool} does not work in a namespace of its own");
+        Some(namespace)
+    }
+
+    fn run(&self, what: &str, args: &[&str], input: &str) -> (bool, String) {
+        let mut child = Command::new("nsenter")
+            .args(["-t", &self.holder.id().to_string(), "-U", "-n", "-m", "--preserve-credentials"])
+            // Where no lock file can be made, none is needed: nobody else is in here.
+            .args(["env", "XTABLES_LOCKFILE=/dev/null", &format!("{}{what}", self.tool)])
+            .args(args)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(move || stdin.write_all(input.as_bytes()));
+            let output = child.wait_with_output().unwrap();
+            let text = if output.status.success() { output.stdout } else { output.stderr };
+            (output.status.success(), String::from_utf8(text).unwrap())
+        })
+    }
+
+    fn restore(&self, text: &str) {
+        let (ok, error) = self.run("-restore", &["--noflush"], text);
+        assert!(ok, "{}: {error}\n{text}", self.tool);
+    }
+
+    fn save(&self) -> String {
+        ["mangle", "filter", "nat"].map(|table| self.run("-save", &["-t", table], "").1).concat()
+    }
+}
+
+impl Drop for Namespace {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+fn each(test: impl Fn(Family, Flavour, &Namespace)) {
+    for family in [Family::V4, Family::V6] {
+        for flavour in [Flavour::Nft, Flavour::Legacy] {
+            if let Some(namespace) = Namespace::new(family, flavour) {
+                test(family, flavour, &namespace);
+            }
+        }
+    }
+}
+
+fn options(family: Family, flavour: Flavour) -> Options {
+    let mut options = Options::new(CLUSTER, "n1");
+    let cidr = if family == Family::V4 { "10.128.0.0/9" } else { "fd01::/16" };
+    options.detector = Some(Detector::ClusterCidr(cidr.parse().unwrap()));
+    options.flavour = flavour;
+    // What a user namespace takes.
+    options.section = 20;
+    options
+}
+
+/// Enough of everything: split tries, groups, every policy and answer.
+fn world(round: u32) -> Vec<(Arc<distributary_model::Key>, Service)> {
+    let address = |i: u32| {
+        (format!("10.{}.{}.{}", 96 + i % 3, i / 16, i % 16 * 16), format!("fd00::{:x}:{i:x}", i % 3))
+    };
+    let pod = |i: u32| (format!("10.128.{}.{}", i / 250, i % 250 + 1), format!("fd01::{i:x}"));
+    (0..150)
+        .map(|i| {
+            let (v4, v6) = address(i);
+            let protocol = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp][i as usize % 3];
+            let port = if i % 4 == 0 { "" } else { "http" };
+            let node_port = if i % 2 == 0 { 30_000 + (i * 7) as u16 } else { 0 };
+            let mut service = service(&[&v4, &v6]).port(port, protocol, 80, node_port).header(|header| {
+                header.internal_policy_local = i % 5 == 0;
+                header.external_policy_local = i % 7 == 0;
+            });
+            let endpoints = if i == 1 { 100 + round } else { (i + round) % 4 };
+            for j in 0..endpoints {
+                let (v4, v6) = pod(i + j);
+                for address in [v4, v6] {
+                    let node = if j == 0 { "n1" } else { "n2" };
+                    service = service.endpoint(endpoint(&address, port, 8080).protocol(protocol).on(node));
+                }
+            }
+            (key(&format!("shop/svc-{i}")), service)
+        })
+        .collect()
+}
+
+#[test]
+fn what_the_tools_print_is_what_we_wrote() {
+    each(|family, flavour, namespace| {
+        for hairpin in [Hairpin::Bpf, Hairpin::Trie] {
+            let options = Options { hairpin, ..options(family, flavour) };
+            let mut rules = Iptables::new(family, options.clone());
+            rules.adopt(&parse(&namespace.save()));
+            for round in 0..3 {
+                for (key, service) in world(round) {
+                    rules.set(&key, Some(Arc::new(service)));
+                }
+                if let Some(write) = rules.write() {
+                    namespace.restore(&write.text);
+                    rules.written();
+                }
+                assert_eq!(rules.write(), None);
+                let saved = namespace.save();
+                let mut again = Iptables::new(family, options.clone());
+                for (key, service) in world(round) {
+                    again.set(&key, Some(Arc::new(service)));
+                }
+                again.adopt(&parse(&saved));
+                if let Some(write) = again.write() {
+                    panic!("{} round {round}: not nothing:\n{}", namespace.tool, write.text);
+                }
+            }
+        }
+        let text = cleanup(&parse(&namespace.save()), Scope::All).unwrap();
+        namespace.restore(&text);
+        assert!(!namespace.save().contains("KUBE-"), "{}", namespace.save());
+    });
+}
+
+#[test]
+fn probabilities_are_printed_as_we_print_them() {
+    each(|_, _, namespace| {
+        let rules: String = (2..3000_usize)
+            .step_by(7)
+            .chain([4096, 12_288, 100_001])
+            .flat_map(|whole| [1, 3, whole - 1].map(|part| (part, whole)))
+            .filter(|(part, whole)| part < whole)
+            .map(|(part, whole)| {
+                let mut line = "-A KUBE-SVC-0-TEST ".to_owned();
+                Rule::to(Target::Return).with(chance(part, whole)).write(&mut line);
+                line + "\n"
+            })
+            .collect();
+        for part in rules.split_inclusive('\n').collect::<Vec<_>>().chunks(50) {
+            let text = part.concat();
+            namespace.restore(&format!("*nat\n:KUBE-SVC-0-TEST - [0:0]\n{text}COMMIT\n"));
+            let (_, saved) = namespace.run("-save", &["-t", "nat"], "");
+            let printed: String = saved
+                .lines()
+                .filter(|line| line.starts_with("-A KUBE-SVC-0-TEST"))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            assert_eq!(printed, text, "{}", namespace.tool);
+        }
+    });
+}
+
+#[test]
+fn the_probe_leaves_nothing_behind() {
+    each(|family, _, namespace| {
+        namespace.restore(&probe(family));
+        let saved = namespace.save();
+        assert_eq!(parse(&saved).chains(Table::Nat).filter(|(name, _)| name.starts_with("KUBE-")).count(), 0);
+    });
+}
+
+/// The program that finds packets to their own source does find them, and only them.
+#[test]
+fn the_hairpin_match_matches() {
+    each(|family, _, namespace| {
+        // The rule of the probe, without conntrack, on what this host sends.
+        let probe = probe(family);
+        let code = probe.split('"').nth(1).unwrap();
+        namespace.restore(&format!(
+            "*filter\n-I OUTPUT -p udp -m udp --dport 9 -m bpf --bytecode \"{code}\"\n\
+             -I OUTPUT -p udp -m udp --dport 9\nCOMMIT\n"
+        ));
+        // To itself, and to addresses that differ in one word each.
+        let send = match family {
+            Family::V4 => "ip link set lo up; for to in 127.0.0.1 127.0.0.1 127.0.0.2; do",
+            Family::V6 => {
+                "ip link set lo up; ip addr add fd00::1/128 dev lo nodad; ip route add fd00::/8 dev lo src fd00::1
+                for to in fd00::1 fd00::1 fd00::2 fd00::1:0:0:1 fd00:0:1::1 fd01::1; do"
+            }
+        };
+        let send = format!("{send} echo x >/dev/udp/$to/9; done");
+        let sent = Command::new("nsenter")
+            .args([
+                "-t",
+                &namespace.holder.id().to_string(),
+                "-U",
+                "-n",
+                "--preserve-credentials",
+                "bash",
+                "-ec",
+                &send,
+            ])
+            .status()
+            .unwrap();
+        assert!(sent.success());
+        let (_, saved) = namespace.run("-save", &["-c", "-t", "filter"], "");
+        let counts: Vec<&str> = saved
+            .lines()
+            .filter(|line| line.contains("dport 9"))
+            .filter_map(|line| line[1..].split(':').next())
+            .collect();
+        let all = if family == Family::V4 { "3" } else { "6" };
+        assert_eq!(counts, [all, "2"], "{} {saved}", namespace.tool);
+    });
+}
