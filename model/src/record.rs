@@ -25,6 +25,11 @@ impl Record {
             Self::Facts(_) => None,
         }
     }
+
+    /// How many endpoints it has.
+    pub fn endpoints(&self) -> usize {
+        self.as_service().map_or(0, |service| service.endpoints.len())
+    }
 }
 
 /// A Service with its endpoints of both families.

@@ -20,6 +20,7 @@ pub struct Held {
 pub struct Table {
     records: BTreeMap<Arc<Key>, Held>,
     digests: BTreeMap<Name, Digest>,
+    endpoints: usize,
 }
 
 impl Table {
@@ -36,6 +37,11 @@ impl Table {
     /// How many records there are.
     pub fn len(&self) -> usize {
         self.records.len()
+    }
+
+    /// How many endpoints all services have together.
+    pub fn endpoints(&self) -> usize {
+        self.endpoints
     }
 
     /// Whether there is none.
@@ -74,10 +80,12 @@ impl Table {
     /// Puts a record in place, or removes it (`None`). Gives what was there.
     pub fn set(&mut self, key: &Arc<Key>, after: Option<Held>) -> Option<Held> {
         let hash = after.as_ref().map(|held| held.hash);
+        self.endpoints += after.as_ref().map_or(0, |held| held.record.endpoints());
         let before = match after {
             Some(held) => self.records.insert(key.clone(), held),
             None => self.records.remove(key),
         };
+        self.endpoints -= before.as_ref().map_or(0, |held| held.record.endpoints());
         let digest = self.digests.entry(key.cluster.clone()).or_default();
         digest.change(key, before.as_ref().map(|held| held.hash), hash);
         before

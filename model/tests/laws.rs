@@ -1,4 +1,5 @@
 //! The laws of the delta algebra, the hashes and the codec.
+#![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
 

@@ -16,8 +16,11 @@ pub struct Backoff {
 impl Backoff {
     /// Delays up to `least`, then twice that, and so on; never more than `most`.
     pub fn new(least: Duration, most: Duration) -> Self {
-        let policy =
-            ExponentialBuilder::new().with_min_delay(least).with_max_delay(most).with_factor(2.0).without_max_times();
+        let policy = ExponentialBuilder::new()
+            .with_min_delay(least)
+            .with_max_delay(most)
+            .with_factor(2.0)
+            .without_max_times();
         Self { policy, delays: policy.build(), most }
     }
 

@@ -31,9 +31,12 @@ impl LogArgs {
     /// # Errors
     /// When the directives are not understood, or logs go elsewhere already.
     pub fn start(&self) -> anyhow::Result<()> {
-        let filter = EnvFilter::try_new(&self.log)
-            .map_err(|e| anyhow::anyhow!("--log {:?} is neither a level nor a list of directives: {e}", self.log))?;
-        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr)
+        let filter = EnvFilter::try_new(&self.log).map_err(|e| {
+            anyhow::anyhow!("--log {:?} is neither a level nor a list of directives: {e}", self.log)
+        })?;
+        let builder = tracing_subscriber::fmt()
+            .with_env_filter(filter)
+            .with_writer(std::io::stderr)
             .with_ansi(std::io::stderr().is_terminal());
         let started = match self.log_format {
             LogFormat::Text => builder.with_target(false).try_init(),

@@ -10,7 +10,11 @@ pub struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
 
 impl Tasks {
     /// Starts a task that is meant to live until shutdown.
-    pub fn spawn(&mut self, name: &'static str, task: impl Future<Output = anyhow::Result<()>> + Send + 'static) {
+    pub fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = anyhow::Result<()>> + Send + 'static,
+    ) {
         self.0.spawn(async move { (name, task.await) });
     }
 

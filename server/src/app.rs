@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::{Args, SourceArg};
 use crate::distribute::distribute;
 use crate::journal::{Journal, LOG_BYTES};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, State};
 use crate::serve::{self, Shared};
 use crate::source::{Source, dir::Dir, kubernetes};
 
@@ -55,10 +55,11 @@ impl Bound {
 
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
-        let registry: SharedRegistry = Arc::new(Mutex::new(registry));
         let ready = Ready::default();
         let journal = Journal::new(Epoch(random()?), cluster_id.as_str().into(), LOG_BYTES, Instant::now());
         let shared = Shared::new(journal, metrics);
+        registry.register_collector(Box::new(State(shared.clone())));
+        let registry: SharedRegistry = Arc::new(Mutex::new(registry));
         let (updates, received) = mpsc::channel(64);
 
         let mut tasks = Tasks::default();

@@ -17,7 +17,7 @@ pub struct Args {
     #[arg(long, env = "DISTRIBUTARY_SOURCE", default_value = "kubernetes")]
     pub source: SourceArg,
 
-    /// Kubeconfig of the API to watch; by default that of the pod, or $KUBECONFIG
+    /// Kubeconfig of the API to watch; by default the service account of the pod
     #[arg(long, env = "DISTRIBUTARY_KUBECONFIG", value_name = "FILE")]
     pub kubeconfig: Option<PathBuf>,
 
@@ -30,7 +30,12 @@ pub struct Args {
     pub listen: SocketAddr,
 
     /// Where /livez, /readyz and /metrics are served
-    #[arg(long, env = "DISTRIBUTARY_ADMIN_LISTEN", default_value = "127.0.0.1:7401", value_name = "ADDR:PORT")]
+    #[arg(
+        long,
+        env = "DISTRIBUTARY_ADMIN_LISTEN",
+        default_value = "127.0.0.1:7401",
+        value_name = "ADDR:PORT"
+    )]
     pub admin_listen: SocketAddr,
 
     /// Listen beyond loopback without TLS
@@ -95,7 +100,9 @@ mod tests {
 
     #[test]
     fn beyond_loopback_somebody_must_say_insecure() {
-        let args = |more: &[&str]| Args::try_parse_from([&["server", "--listen", "0.0.0.0:7400"], more].concat()).unwrap();
+        let args = |more: &[&str]| {
+            Args::try_parse_from([&["server", "--listen", "0.0.0.0:7400"], more].concat()).unwrap()
+        };
         assert!(args(&[]).check().unwrap_err().to_string().starts_with("--listen 0.0.0.0:7400 is reachable"));
         args(&["--insecure"]).check().unwrap();
     }

@@ -71,7 +71,12 @@ fn commit(shared: &Shared, update: Update) -> bool {
         shared.metrics.records.inc_by(committed.records as u64);
         shared.metrics.frame_bytes.inc_by(committed.bytes as u64);
         shared.metrics.revision.set(revision.0.cast_signed());
-        tracing::debug!(revision = revision.0, records = committed.records, bytes = committed.bytes, "committed");
+        tracing::debug!(
+            revision = revision.0,
+            records = committed.records,
+            bytes = committed.bytes,
+            "committed"
+        );
     }
     committed.records > 0
 }

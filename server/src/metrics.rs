@@ -1,11 +1,17 @@
 //! Every series of the server.
 
-use prometheus_client::encoding::EncodeLabelSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::serve::Shared;
 
 /// How a stream began.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -63,11 +69,23 @@ impl Metrics {
         registry.register("streams_begun", "Streams that began, by how", this.begun.clone());
         registry.register("commits", "Commits that agents were told of", this.commits.clone());
         registry.register("records_changed", "Records that changed in commits", this.records.clone());
-        registry.register("frame_bytes", "Bytes of the frames of commits, each once", this.frame_bytes.clone());
+        registry.register(
+            "frame_bytes",
+            "Bytes of the frames of commits, each once",
+            this.frame_bytes.clone(),
+        );
         registry.register("sent_bytes", "Bytes handed to streams", this.sent_bytes.clone());
         registry.register("acks", "Acks that came from agents", this.acks.clone());
-        registry.register("acks_with_rejections", "Acks that named rejected records", this.rejections.clone());
-        registry.register("object_problems", "Objects that could not be used as a whole", this.problems.clone());
+        registry.register(
+            "acks_with_rejections",
+            "Acks that named rejected records",
+            this.rejections.clone(),
+        );
+        registry.register(
+            "object_problems",
+            "Objects that could not be used as a whole",
+            this.problems.clone(),
+        );
         registry.register("revision", "The newest commit", this.revision.clone());
         registry.register(
             "agent_programming_seconds",
@@ -75,5 +93,27 @@ impl Metrics {
             this.programming.clone(),
         );
         this
+    }
+}
+
+/// What is counted only when somebody asks: how much there is, and how fresh it is.
+#[derive(Debug)]
+pub struct State(pub Arc<Shared>);
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let journal = self.0.journal();
+        let (services, endpoints) = journal.size();
+        let staleness = journal.staleness(Instant::now()).as_secs_f64();
+        for (name, help, value) in [
+            ("services", "Services that agents are told of", services as f64),
+            ("endpoints", "Endpoints of these services", endpoints as f64),
+            ("source_staleness_seconds", "Since the source was last known to be up to date", staleness),
+        ] {
+            let gauge = ConstGauge::new(value);
+            let name = format!("distributary_server_{name}");
+            gauge.encode(encoder.encode_descriptor(&name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
     }
 }

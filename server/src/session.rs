@@ -81,11 +81,21 @@ pub struct Session {
 #[derive(Debug)]
 enum Phase {
     Silent,
-    Waiting { hello: Box<pb::Hello>, marks: Marks, until: Instant },
+    Waiting {
+        hello: Box<pb::Hello>,
+        marks: Marks,
+        until: Instant,
+    },
     /// Between Begin and End.
-    Opening { before_end: VecDeque<Bytes>, through: Revision, end: Bytes },
+    Opening {
+        before_end: VecDeque<Bytes>,
+        through: Revision,
+        end: Bytes,
+    },
     /// Told everything that stands before `place` in the log.
-    Live { place: u64 },
+    Live {
+        place: u64,
+    },
     /// What the agent lacks is not in the log.
     Behind,
     Over,
@@ -95,7 +105,13 @@ impl Session {
     /// Of a stream that was just opened. `jitter` is between 0 and 1, different for every session.
     pub fn new(now: Instant, jitter: f64) -> Self {
         let jitter = (jitter - 0.5) * 0.4;
-        Self { phase: Phase::Silent, node: Name::default(), node_told: (0, Bytes::new()), heartbeat_at: now, jitter }
+        Self {
+            phase: Phase::Silent,
+            node: Name::default(),
+            node_told: (0, Bytes::new()),
+            heartbeat_at: now,
+            jitter,
+        }
     }
 
     /// Takes in what the agent said.
@@ -113,7 +129,9 @@ impl Session {
                 self.phase = Phase::Behind;
                 Ok(Heard::Nothing)
             }
-            (Some(FromAgent::Repair(_) | FromAgent::Want(_) | FromAgent::Credential(_)) | None, _) => Ok(Heard::Nothing),
+            (Some(FromAgent::Repair(_) | FromAgent::Want(_) | FromAgent::Credential(_)) | None, _) => {
+                Ok(Heard::Nothing)
+            }
         }
     }
 
@@ -224,7 +242,8 @@ impl Session {
         let mut before_end = VecDeque::from([self.node_told.1.clone()]);
         let (mode, began) = match place {
             Some(place) => {
-                let frames = (place..journal.log().end()).map_while(|place| journal.log().get(place).ok().flatten());
+                let frames =
+                    (place..journal.log().end()).map_while(|place| journal.log().get(place).ok().flatten());
                 before_end.extend(frames.map(|(_, frame)| frame.clone()));
                 (pb::begin::Mode::Resume, Began::Resume)
             }

@@ -8,7 +8,7 @@ use distributary_proto::v1 as pb;
 use ipnet::IpNet;
 use prost::Message;
 
-use crate::limits::{ENDPOINTS_PER_SERVICE, ENDPOINTS_PER_STREAM, FRAME_BYTES, LIST, PORTS, STRING_BYTES};
+use crate::limits::{ENDPOINTS_PER_SERVICE, FRAME_BYTES, LIST, PORTS, STRING_BYTES};
 use crate::{
     Change, Conditions, Endpoint, EndpointPort, Facts, Hash, Held, Interner, Key, Kind, Name, Op, Protocol,
     Record, Service, ServiceHeader, ServicePort,
@@ -65,16 +65,8 @@ impl Decoder {
     pub fn frame(&mut self, frame: pb::Frame) -> Result<Vec<Change>, Malformed> {
         let changes = if frame.zstd.is_empty() { frame.changes } else { inflate(&frame)? };
         let mut decoded = Vec::with_capacity(changes.len());
-        let mut endpoints = 0;
         for change in changes {
             decoded.extend(self.change(change)?);
-            endpoints += decoded.last().map_or(0, |change| match &change.op {
-                Op::Put(Held { record: Record::Service(service), .. }) => service.endpoints.len(),
-                _ => 0,
-            });
-            if endpoints > ENDPOINTS_PER_STREAM {
-                return malformed(format!("a frame with more than {ENDPOINTS_PER_STREAM} endpoints"));
-            }
         }
         Ok(decoded)
     }

@@ -38,7 +38,8 @@ impl Log {
             self.bytes += frame.len();
             self.entries.push_back(Entry { revision, frame });
         }
-        while self.bytes > self.limit && self.entries.front().is_some_and(|oldest| oldest.revision < revision) {
+        while self.bytes > self.limit && self.entries.front().is_some_and(|oldest| oldest.revision < revision)
+        {
             if let Some(oldest) = self.entries.pop_front() {
                 self.bytes -= oldest.frame.len();
                 self.first += 1;

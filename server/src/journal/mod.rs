@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use distributary_cluster::{Cluster, Problem};
 use distributary_model::codec::{Frames, messages};
-use distributary_model::{Epoch, Hash, Key, Mark, Marks, Name, NodeView, ObjectKind, Revision, hash};
+use distributary_model::{Epoch, Hash, Key, Kind, Mark, Marks, Name, NodeView, ObjectKind, Revision, hash};
 use distributary_proto::v1 as pb;
 
 pub use log::{Evicted, LOG_BYTES, Log};
@@ -172,8 +172,8 @@ impl Journal {
 
     /// Services and endpoints.
     pub fn size(&self) -> (usize, usize) {
-        let services = self.cluster.table().iter().filter_map(|(_, held)| held.record.as_service());
-        services.fold((0, 0), |(services, endpoints), one| (services + 1, endpoints + one.endpoints.len()))
+        let table = self.cluster.table();
+        (table.iter().filter(|(key, _)| key.kind == Kind::Service).count(), table.endpoints())
     }
 
     /// What is known of a node.

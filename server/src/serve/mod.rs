@@ -71,7 +71,11 @@ impl Shared {
 ///
 /// # Errors
 /// When the listener fails for good.
-pub async fn serve(listener: TcpListener, shared: Arc<Shared>, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
     loop {
         let accepted = tokio::select! {

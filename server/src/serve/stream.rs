@@ -38,7 +38,11 @@ enum Next {
 }
 
 impl Stream {
-    pub(super) fn new(inbound: Streaming<AgentMessage>, shared: Arc<Shared>, shutdown: CancellationToken) -> Self {
+    pub(super) fn new(
+        inbound: Streaming<AgentMessage>,
+        shared: Arc<Shared>,
+        shutdown: CancellationToken,
+    ) -> Self {
         shared.metrics.agents.inc();
         let own = shared.journal().own().clone();
         Self {
@@ -86,7 +90,9 @@ impl Stream {
                     self.count(began);
                     return Next::Send(bytes);
                 }
-                Ok(None) if self.session.is_over() => return Next::End(Code::Unavailable, "try again".into()),
+                Ok(None) if self.session.is_over() => {
+                    return Next::End(Code::Unavailable, "try again".into());
+                }
                 Ok(None) => {}
                 Err(ended) => return self.end(&ended),
             }
@@ -134,7 +140,13 @@ impl Stream {
                     metrics.rejections.inc();
                 }
                 for (service, error) in rejected {
-                    tracing::warn!(node = self.node(), revision = through.0, service, error, "rejected by the kernel");
+                    tracing::warn!(
+                        node = self.node(),
+                        revision = through.0,
+                        service,
+                        error,
+                        "rejected by the kernel"
+                    );
                 }
             }
             Ok(Heard::Nothing) => {}
@@ -181,7 +193,8 @@ fn trailers(code: Code, reason: &str) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);
     trailers.insert("grpc-status", HeaderValue::from(code as i32));
     // Of gRPC's percent-encoding only what our own messages need: printable ASCII without the percent sign.
-    let plain: String = reason.chars().map(|c| if c.is_ascii_graphic() && c != '%' || c == ' ' { c } else { '?' }).collect();
+    let plain: String =
+        reason.chars().map(|c| if c.is_ascii_graphic() && c != '%' || c == ' ' { c } else { '?' }).collect();
     if let Ok(message) = HeaderValue::from_str(&plain) {
         trailers.insert("grpc-message", message);
     }

@@ -64,10 +64,12 @@ pub async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<Client> {
     connector.set_keepalive_retries(Some(3));
     let connector =
         config.rustls_https_connector_with_connector(connector).context("setting up TLS for the API")?;
+    let url = config.cluster_url.to_string();
     let service = ServiceBuilder::new()
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer().context("setting up authentication at the API")?)
         .layer(config.extra_headers_layer().context("setting up the headers for the API")?)
+        .map_err(move |e: BoxError| BoxError::from(anyhow::Error::from_boxed(e).context(url.clone())))
         .map_err(BoxError::from)
         .service(hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector));
     Ok(Client::new(service, config.default_namespace))

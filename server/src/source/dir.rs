@@ -50,7 +50,8 @@ impl Dir {
 
 impl Source for Dir {
     async fn run(self, updates: mpsc::Sender<Update>) -> anyhow::Result<()> {
-        let mut held = Held { path: self.path, stamps: None, recent: BTreeSet::new(), manifests: Manifests::default() };
+        let mut held =
+            Held { path: self.path, stamps: None, recent: BTreeSet::new(), manifests: Manifests::default() };
         let mut failing = None;
         let mut quiet = 0;
         loop {
@@ -118,7 +119,8 @@ async fn look(held: &mut Held) -> anyhow::Result<Vec<Event>> {
     let (path, mut before) = (held.path.clone(), held.stamps.clone().unwrap_or_default());
     before.retain(|name, _| !held.recent.contains(name));
     let (files, stamps) = spawn_blocking(move || read(&path, &before, found)).await?;
-    held.recent = stamps.iter().filter(|(_, stamp)| stamp.is_recent(now)).map(|(name, _)| name.clone()).collect();
+    held.recent =
+        stamps.iter().filter(|(_, stamp)| stamp.is_recent(now)).map(|(name, _)| name.clone()).collect();
     held.stamps = Some(stamps);
     let (events, problems) = held.manifests.apply_changed(files);
     for manifest::Problem { file, line, what } in problems {
@@ -135,11 +137,7 @@ async fn stat(path: &Path) -> anyhow::Result<Stamps> {
 }
 
 /// The contents of the files that changed (`None`: as before), and the stamps to compare with the next time.
-fn read(
-    path: &Path,
-    before: &Stamps,
-    found: Stamps,
-) -> (BTreeMap<String, Option<Vec<u8>>>, Stamps) {
+fn read(path: &Path, before: &Stamps, found: Stamps) -> (BTreeMap<String, Option<Vec<u8>>>, Stamps) {
     let mut files = BTreeMap::new();
     let mut held = BTreeMap::new();
     for (name, stamp) in found {

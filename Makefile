@@ -1,0 +1,40 @@
+# Everything that a developer, and CI, does. `make demo` and `make test` set up what they need.
+.PHONY: demo test lint fmt doc bench deny pure
+
+export CARGO_TERM_COLOR ?= auto
+
+demo:
+	@scripts/setup demo
+	@cargo build --quiet -p distributary-server -p distributary-agent -p distributary-e2e --bins
+	@target/debug/demo
+
+test:
+	@scripts/setup test
+	@scripts/controlplane > /dev/null
+	cargo build --workspace --bins
+	cargo test --workspace
+
+lint: pure
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+# The pure folders know no clock, file, socket, process or task.
+pure:
+	@scripts/pure
+
+fmt:
+	cargo fmt --all
+
+doc:
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+
+bench:
+	@scripts/setup test
+	@scripts/controlplane kube-proxy > /dev/null
+	cargo build --release --workspace --bins
+	target/release/bench
+
+# Licences, advisories and duplicates of dependencies; needs cargo-deny.
+deny:
+	cargo deny check
