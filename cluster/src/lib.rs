@@ -12,6 +12,7 @@ mod lean;
 pub mod manifest;
 mod manifests;
 mod merge;
+mod meta;
 mod node;
 mod object;
 mod service;
@@ -19,8 +20,9 @@ mod slice;
 mod state;
 
 pub use manifests::Manifests;
+pub use meta::Meta;
 pub use node::{Node, ServiceCidr};
-pub use object::{Meta, Object, Unreadable};
+pub use object::{Object, Unreadable};
 pub use service::Service;
 pub use slice::{EndpointSlice, Entry};
 pub use state::{Changes, Cluster, RecordChange};

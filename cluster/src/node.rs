@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::lean::{Metadata, NoLabels, Text, or_default};
-use crate::object::Meta;
+use crate::meta::Meta;
 
 /// A Node, converted.
 #[derive(Clone, Debug, PartialEq, Eq)]

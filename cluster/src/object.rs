@@ -6,18 +6,8 @@ use distributary_model::ObjectKind;
 use serde::de::{Deserialize, Deserializer, Error as _};
 
 use crate::lean::{Metadata, NoLabels, or_default};
+use crate::meta::Meta;
 use crate::{EndpointSlice, Node, ObjectKey, Service, ServiceCidr, node, service, slice};
-
-/// What every object has.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Meta {
-    /// Names it.
-    pub key: ObjectKey,
-    /// metadata.resourceVersion where that is a number, else 0.
-    pub resource_version: u64,
-    /// Values in it that could not be read and are left out; the rest holds.
-    pub problems: Vec<String>,
-}
 
 /// An object of the Kubernetes API, converted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,17 +104,6 @@ impl Object {
     /// Names it.
     pub fn key(&self) -> &ObjectKey {
         &self.meta().key
-    }
-}
-
-impl Meta {
-    pub(crate) fn of<L: Default>(kind: ObjectKind, metadata: &Metadata<L>) -> Option<Self> {
-        let key = metadata.key(kind)?;
-        Some(Self { key, resource_version: metadata.version(), problems: Vec::new() })
-    }
-
-    pub(crate) fn problem(&mut self, what: String) {
-        self.problems.push(what);
     }
 }
 

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 
 use crate::lean::{self, Metadata, Text, or_default};
-use crate::object::Meta;
+use crate::meta::Meta;
 
 /// What the API fills in where ClientIP affinity comes without a timeout.
 const AFFINITY_SECONDS: u32 = 10_800;

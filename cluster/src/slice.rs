@@ -6,7 +6,7 @@ use distributary_model::{Conditions, EndpointPort, Name, ObjectKind};
 use serde::Deserialize;
 
 use crate::lean::{self, Metadata, Text, or_default};
-use crate::object::Meta;
+use crate::meta::Meta;
 
 /// An EndpointSlice, converted.
 #[derive(Clone, Debug, PartialEq, Eq)]

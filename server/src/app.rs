@@ -15,9 +15,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Args, SourceArg};
+use crate::collector::State;
 use crate::distribute::distribute;
 use crate::journal::{Journal, LOG_BYTES};
-use crate::metrics::{Metrics, State};
+use crate::metrics::Metrics;
 use crate::serve::{self, Shared};
 use crate::source::{Source, dir::Dir, kubernetes};
 

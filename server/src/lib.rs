@@ -8,6 +8,7 @@
 
 pub mod app;
 pub mod args;
+mod collector;
 pub mod distribute;
 pub mod journal;
 pub mod metrics;

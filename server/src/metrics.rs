@@ -1,17 +1,11 @@
-//! Every series of the server.
+//! Every series that the server counts as it goes; [`crate::collector`] has those that are counted at the scrape.
 
-use std::sync::Arc;
-use std::time::Instant;
-
-use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-
-use crate::serve::Shared;
 
 /// How a stream began.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -93,27 +87,5 @@ impl Metrics {
             this.programming.clone(),
         );
         this
-    }
-}
-
-/// What is counted only when somebody asks: how much there is, and how fresh it is.
-#[derive(Debug)]
-pub struct State(pub Arc<Shared>);
-
-impl Collector for State {
-    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let journal = self.0.journal();
-        let (services, endpoints) = journal.size();
-        let staleness = journal.staleness(Instant::now()).as_secs_f64();
-        for (name, help, value) in [
-            ("services", "Services that agents are told of", services as f64),
-            ("endpoints", "Endpoints of these services", endpoints as f64),
-            ("source_staleness_seconds", "Since the source was last known to be up to date", staleness),
-        ] {
-            let gauge = ConstGauge::new(value);
-            let name = format!("distributary_server_{name}");
-            gauge.encode(encoder.encode_descriptor(&name, help, None, gauge.metric_type())?)?;
-        }
-        Ok(())
     }
 }

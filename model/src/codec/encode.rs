@@ -9,8 +9,8 @@ use prost::Message;
 
 use crate::limits::FRAME_AIM_BYTES;
 use crate::{
-    Change, Endpoint, EndpointPort, Hash, Held, Key, Kind, Mark, Name, Op, Protocol, Record, Revision,
-    ServiceHeader, ServicePort,
+    Change, Endpoint, EndpointPort, Hash, Held, Key, Kind, Mark, Name, ObjectKind, Op, Protocol, Record,
+    Revision, ServiceHeader, ServicePort,
 };
 
 /// A message with gRPC's prefix (not compressed, 4 bytes of length), as it goes into a response body.
@@ -225,11 +225,17 @@ pub(super) fn relative(cluster: &str, own: &str) -> String {
 
 pub(super) fn mark(mark: &Mark, own: &str) -> pb::Mark {
     let cluster = relative(&mark.cluster, own);
-    pb::Mark {
-        cluster,
-        kind: super::messages::object_kind(mark.kind),
-        resource_version: mark.resource_version,
+    pb::Mark { cluster, kind: object_kind(mark.kind), resource_version: mark.resource_version }
+}
+
+fn object_kind(kind: ObjectKind) -> i32 {
+    match kind {
+        ObjectKind::Service => pb::ObjectKind::Service,
+        ObjectKind::EndpointSlice => pb::ObjectKind::EndpointSlice,
+        ObjectKind::Node => pb::ObjectKind::Node,
+        ObjectKind::ServiceCidr => pb::ObjectKind::ServiceCidr,
     }
+    .into()
 }
 
 pub(super) fn address(address: &IpAddr) -> Bytes {

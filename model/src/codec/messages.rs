@@ -10,17 +10,6 @@ use crate::{
     Cursor, Digest, Epoch, Hash, Interner, Key, Mark, Marks, Name, NodeView, ObjectKind, Revision, Taint,
 };
 
-/// Kind of object as it travels.
-pub fn object_kind(kind: ObjectKind) -> i32 {
-    match kind {
-        ObjectKind::Service => pb::ObjectKind::Service,
-        ObjectKind::EndpointSlice => pb::ObjectKind::EndpointSlice,
-        ObjectKind::Node => pb::ObjectKind::Node,
-        ObjectKind::ServiceCidr => pb::ObjectKind::ServiceCidr,
-    }
-    .into()
-}
-
 /// All marks as they travel to agents of the cluster `own`.
 pub fn marks(marks: &Marks, own: &str) -> Vec<pb::Mark> {
     marks.iter().map(|one| mark(&one, own)).collect()

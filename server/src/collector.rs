@@ -1,0 +1,32 @@
+//! What is counted only when somebody asks: how much there is, and how fresh it is.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::metrics::gauge::ConstGauge;
+
+use crate::serve::Shared;
+
+/// The journal, to be measured.
+#[derive(Debug)]
+pub(crate) struct State(pub(crate) Arc<Shared>);
+
+impl Collector for State {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
+        let journal = self.0.journal();
+        let (services, endpoints) = journal.size();
+        let staleness = journal.staleness(Instant::now()).as_secs_f64();
+        for (name, help, value) in [
+            ("services", "Services that agents are told of", services as f64),
+            ("endpoints", "Endpoints of these services", endpoints as f64),
+            ("source_staleness_seconds", "Since the source was last known to be up to date", staleness),
+        ] {
+            let gauge = ConstGauge::new(value);
+            let name = format!("distributary_server_{name}");
+            gauge.encode(encoder.encode_descriptor(&name, help, None, gauge.metric_type())?)?;
+        }
+        Ok(())
+    }
+}
