@@ -11,6 +11,7 @@ demo:
 test:
 	@scripts/setup test
 	@scripts/controlplane > /dev/null
+	@scripts/controlplane helm > /dev/null
 	cargo build --workspace --bins
 	cargo test --workspace
 
@@ -33,6 +34,7 @@ bench:
 	@scripts/setup test
 	@scripts/controlplane kube-proxy > /dev/null
 	cargo build --release --workspace --bins
+	cargo bench -p distributary-agent
 	target/release/bench
 
 # Licences, advisories and duplicates of dependencies; needs cargo-deny.
