@@ -64,6 +64,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         mailbox: mailbox.clone(),
         programmed: seen.clone(),
         metrics: metrics.clone(),
+        behind_since: None,
     };
 
     let mut tasks = Tasks::default();

@@ -44,6 +44,6 @@ pub async fn run(CleanupArgs {}: CleanupArgs) -> anyhow::Result<()> {
 async fn clean(mut tools: Tools) -> Result<bool, KernelError> {
     let saved = tools.save().await?;
     let Some(text) = iptables::cleanup(&iptables::parse(&saved), Scope::All) else { return Ok(false) };
-    tools.restore(text).await?;
+    tools.restore(&text).await?;
     Ok(true)
 }

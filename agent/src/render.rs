@@ -85,6 +85,7 @@ async fn from_server(server: String, cluster: Name, node: &str) -> anyhow::Resul
         mailbox: mailbox.clone(),
         programmed,
         metrics: Metrics::register(&mut Registry::default()),
+        behind_since: None,
     };
     let started = Instant::now();
     let (batch, _) = tokio::select! {

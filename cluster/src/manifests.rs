@@ -21,6 +21,8 @@ pub struct Manifests {
 struct File {
     /// Of its content, also where that is broken.
     seen: (usize, u64),
+    /// Whether it was ever read without an error.
+    good: bool,
     objects: Vec<(u64, Arc<Object>)>,
 }
 
@@ -47,13 +49,22 @@ impl Manifests {
         (self.settle(&mut problems), problems)
     }
 
+    /// Whether the file was ever read without an error, so that it is known what it says or last said.
+    pub fn knows(&self, name: &str) -> bool {
+        self.files.get(name).is_some_and(|file| file.good)
+    }
+
     /// Whether the file says something new.
     fn read(&mut self, name: &str, content: &[u8], problems: &mut Vec<Problem>) -> bool {
         let seen = fingerprint(content);
         if self.files.get(name).is_some_and(|file| file.seen == seen) {
             return false;
         }
-        let file = self.files.entry(name.to_owned()).or_insert_with(|| File { seen, objects: Vec::new() });
+        let file = self.files.entry(name.to_owned()).or_insert_with(|| File {
+            seen,
+            good: false,
+            objects: Vec::new(),
+        });
         file.seen = seen;
         match manifest::parse(name, content) {
             Ok(manifest) => {
@@ -67,11 +78,12 @@ impl Manifests {
                     }));
                     (line, Arc::new(object))
                 };
+                file.good = true;
                 file.objects = manifest.objects.into_iter().map(place).collect();
                 true
             }
             Err(mut problem) => {
-                if !file.objects.is_empty() {
+                if file.good {
                     problem.what += "; what the file said before stays";
                 }
                 problems.push(problem);
@@ -191,6 +203,17 @@ mod tests {
         assert_eq!(manifests.apply(broken), (vec![], vec![]), "it is told once");
         assert_eq!(manifests.apply(files(&[("a.yaml", "kind: {")])).1.len(), 1, "this is another mistake");
         assert_eq!(shown(&manifests.apply(files(&[("a.yaml", &node("n2", "a"))])).0), ["-n1", "n2=a"]);
+    }
+
+    #[test]
+    fn a_file_is_known_once_it_was_read_without_an_error() {
+        let mut manifests = Manifests::default();
+        manifests.apply(files(&[("a.yaml", "kind: ["), ("b.yaml", "")]));
+        assert_eq!((manifests.knows("a.yaml"), manifests.knows("b.yaml")), (false, true));
+        manifests.apply(files(&[("a.yaml", &node("n1", "a")), ("b.yaml", "kind: [")]));
+        assert_eq!((manifests.knows("a.yaml"), manifests.knows("b.yaml")), (true, true));
+        manifests.apply(BTreeMap::new());
+        assert!(!manifests.knows("a.yaml"));
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! Everything that is known of one cluster.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 
-use distributary_model::limits::{ENDPOINTS_PER_SERVICE, LIST, PORTS, STRING_BYTES};
+use distributary_model::limits::{ENDPOINTS_PER_SERVICE, ENDPOINTS_PER_STREAM, LIST, PORTS, STRING_BYTES};
 use distributary_model::{
     Change, Endpoint, Facts, Held, Interner, Key, Kind, Name, NodeView, ObjectKind, Record, Service,
     ServiceHeader, Table, delta, hash,
@@ -28,6 +29,31 @@ pub struct Cluster {
     cidrs: BTreeMap<Name, Vec<IpNet>>,
     /// What was told of objects that have anything to be told of, so that it is told once.
     told: BTreeMap<ObjectKey, Vec<String>>,
+    /// Services without a record, since agents would end the stream for it.
+    left_out: BTreeMap<Arc<Key>, Beyond>,
+    /// Endpoints that the table may have, as a stream may carry no more.
+    limit: usize,
+}
+
+/// What is beyond a limit.
+#[derive(Clone, Copy, Debug)]
+struct Beyond {
+    found: usize,
+    limit: usize,
+    what: &'static str,
+    /// Endpoints for which the table would need room; `None`: it is not for want of room.
+    needs: Option<usize>,
+}
+
+/// What a service's parts make; `None`: no record.
+type Made = Result<Option<Held>, Beyond>;
+
+impl fmt::Display for Beyond {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { found, limit, what, .. } = self;
+        let has = if self.needs.is_some() { "with it there are" } else { "it has" };
+        write!(f, "{has} {found} {what}, {limit} are the limit")
+    }
 }
 
 #[derive(Debug, Default)]
@@ -39,7 +65,7 @@ struct Parts {
 /// What a batch of events changed, in the end.
 #[derive(Debug, Default, PartialEq)]
 pub struct Changes {
-    /// Records that are not as they were, in order of their keys.
+    /// Records that are not as they were. Their order keeps the table within its limit after each of them.
     pub records: Vec<RecordChange>,
     /// Nodes that are not as they were.
     pub nodes: BTreeSet<Name>,
@@ -76,6 +102,8 @@ impl Cluster {
             nodes: BTreeMap::new(),
             cidrs: BTreeMap::new(),
             told: BTreeMap::new(),
+            left_out: BTreeMap::new(),
+            limit: ENDPOINTS_PER_STREAM,
         }
     }
 
@@ -224,14 +252,14 @@ impl Cluster {
 
     /// Compares what was touched with what the table still has, and brings the table up to date.
     fn settle(&mut self, touched: Touched, changes: &mut Changes) {
-        for key in touched.services {
-            let after = self.record(&key, &mut changes.problems);
-            self.replace(&key, after, changes);
+        for (key, after) in self.made(&touched.services) {
+            self.place(&key, after, changes);
             if self.services.get(&key).is_some_and(|parts| parts.header.is_none() && parts.slices.is_empty())
             {
                 self.services.remove(&key);
             }
         }
+        self.let_in(&touched.services, changes);
         if touched.facts {
             let key = Arc::new(Key::facts(self.id.clone()));
             let after = self.facts(&key, &mut changes.problems);
@@ -244,6 +272,68 @@ impl Cluster {
         }
     }
 
+    /// What the parts of the services make, in the order in which it is to take effect.
+    fn made(&mut self, services: &BTreeSet<Arc<Key>>) -> Vec<(Arc<Key>, Made)> {
+        let mut all: Vec<_> = services.iter().map(|key| (key.clone(), self.record(key))).collect();
+        let growth = |key: &Key, after: &Made| {
+            endpoints(after.as_ref().ok().and_then(Option::as_ref))
+                .saturating_sub(endpoints(self.table.get(key)))
+        };
+        let growths: usize = all.iter().map(|(key, after)| growth(key, after)).sum();
+        // Where room is scarce, what gives some up comes first.
+        if self.table.endpoints() + growths > self.limit {
+            all.sort_by_key(|(key, after)| growth(key, after) > 0);
+        }
+        all
+    }
+
+    /// Puts in place what a service's parts made, or leaves the service out and says why.
+    fn place(&mut self, key: &Arc<Key>, after: Made, changes: &mut Changes) {
+        let others = self.table.endpoints() - endpoints(self.table.get(key));
+        let after = after.and_then(|after| {
+            let needs = endpoints(after.as_ref());
+            let (found, limit) = (others + needs, self.limit);
+            // What has no endpoints takes no room.
+            match needs == 0 || found <= limit {
+                true => Ok(after),
+                false => Err(Beyond { found, limit, what: "endpoints in the cluster", needs: Some(needs) }),
+            }
+        });
+        let after = match after {
+            Ok(after) => {
+                self.left_out.remove(key);
+                after
+            }
+            Err(beyond) => {
+                // The numbers may change with every event, which is no news.
+                let before = self.left_out.insert(key.clone(), beyond);
+                if before.is_none_or(|before| before.what != beyond.what) {
+                    let (namespace, name) = (key.namespace.clone(), key.name.clone());
+                    let object = ObjectKey { kind: ObjectKind::Service, namespace, name };
+                    changes.problems.push(Problem { object, what: format!("it is not served: {beyond}") });
+                }
+                None
+            }
+        };
+        self.replace(key, after, changes);
+    }
+
+    /// Services for which there is room by now. Those of this batch have had their turn.
+    fn let_in(&mut self, touched: &BTreeSet<Arc<Key>>, changes: &mut Changes) {
+        let waiting: Vec<(Arc<Key>, usize)> = self
+            .left_out
+            .iter()
+            .filter(|(key, _)| !touched.contains(*key))
+            .filter_map(|(key, beyond)| Some((key.clone(), beyond.needs?)))
+            .collect();
+        for (key, needs) in waiting {
+            if self.table.endpoints() + needs <= self.limit {
+                let after = self.record(&key);
+                self.place(&key, after, changes);
+            }
+        }
+    }
+
     fn replace(&mut self, key: &Arc<Key>, after: Option<Held>, changes: &mut Changes) {
         if let Some(change) = delta::diff(key, self.table.get(key), after.as_ref()) {
             self.table.set(key, after.clone());
@@ -252,26 +342,18 @@ impl Cluster {
     }
 
     /// The record that a Service's parts make now.
-    fn record(&mut self, key: &Key, problems: &mut Vec<Problem>) -> Option<Held> {
-        let parts = self.services.get(key)?;
-        let header = parts.header.as_ref()?;
+    fn record(&mut self, key: &Key) -> Made {
+        let Some(parts) = self.services.get(key) else { return Ok(None) };
+        let Some(header) = &parts.header else { return Ok(None) };
         let endpoints = merge::endpoints(&parts.slices, &mut self.interner);
-        if let Err(beyond) = within_limits(key, header, &endpoints) {
-            let object = ObjectKey {
-                kind: ObjectKind::Service,
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-            };
-            problems.push(Problem { object, what: format!("it is not served: {beyond}") });
-            return None;
-        }
+        within_limits(key, header, &endpoints)?;
         let service = Arc::new(Service { header: header.clone(), endpoints });
         let record = Record::Service(service.clone());
         let hash = match self.table.get(key) {
             Some(Held { record: Record::Service(was), hash }) => rehash(key, was, *hash, &service),
             _ => hash::record(key, &record),
         };
-        Some(Held { record, hash })
+        Ok(Some(Held { record, hash }))
     }
 
     /// There are none before the first ServiceCIDR: an agent must not think that every address is unallocated.
@@ -292,6 +374,11 @@ impl Cluster {
     }
 }
 
+/// How many endpoints a record has.
+fn endpoints(held: Option<&Held>) -> usize {
+    held.map_or(0, |held| held.record.endpoints())
+}
+
 /// The hash after a change, at the price of the change: both lists are sorted.
 fn rehash(key: &Key, was: &Service, before: hash::Hash, is: &Service) -> hash::Hash {
     let (mut gone, mut new) = (Vec::new(), Vec::new());
@@ -310,10 +397,10 @@ fn rehash(key: &Key, was: &Service, before: hash::Hash, is: &Service) -> hash::H
 }
 
 /// What a receiver would end the stream for must not be sent.
-fn within_limits(key: &Key, header: &ServiceHeader, endpoints: &[Endpoint]) -> Result<(), String> {
-    let at_most = |found: usize, limit: usize, what: &str| match found <= limit {
+fn within_limits(key: &Key, header: &ServiceHeader, endpoints: &[Endpoint]) -> Result<(), Beyond> {
+    let at_most = |found: usize, limit: usize, what: &'static str| match found <= limit {
         true => Ok(()),
-        false => Err(format!("it has {found} {what}, {limit} are the limit")),
+        false => Err(Beyond { found, limit, what, needs: None }),
     };
     let short = |name: &Name| at_most(name.len(), STRING_BYTES, "bytes in a name");
     at_most(header.ports.len(), PORTS, "ports")?;

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 /// A file as `stat` sees it. As long as it is equal, the file was most likely not written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,9 +30,13 @@ impl Stamp {
 /// mounted ConfigMaps consist of them; hidden files and further directories are not looked at.
 ///
 /// # Errors
-/// When the directory cannot be read.
+/// When the directory cannot be read, or one of the files is there and cannot be looked at: whoever compares with an
+/// earlier look must not take it for gone.
 pub fn stamps(path: &Path, extensions: &[&str]) -> anyhow::Result<BTreeMap<String, Stamp>> {
     let reading = || format!("reading the directory {}", path.display());
+    let identity = || std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).with_context(reading);
+    let before = identity()?;
+    let mut missing = false;
     let mut stamps = BTreeMap::new();
     for entry in std::fs::read_dir(path).with_context(reading)? {
         let entry = entry.with_context(reading)?;
@@ -42,7 +46,14 @@ pub fn stamps(path: &Path, extensions: &[&str]) -> anyhow::Result<BTreeMap<Strin
             continue;
         }
         // What vanished since it was named, or leads nowhere, is not there.
-        let Ok(meta) = std::fs::metadata(entry.path()) else { continue };
+        let meta = match std::fs::metadata(entry.path()) {
+            Ok(meta) => meta,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                missing = true;
+                continue;
+            }
+            Err(e) => return Err(e).with_context(|| format!("looking at {}", entry.path().display())),
+        };
         if meta.is_file() {
             let stamp = Stamp {
                 device: meta.dev(),
@@ -52,6 +63,10 @@ pub fn stamps(path: &Path, extensions: &[&str]) -> anyhow::Result<BTreeMap<Strin
             };
             stamps.insert(name.to_owned(), stamp);
         }
+    }
+    // The names lead nowhere as well when the directory itself was moved away meanwhile.
+    if missing && identity()? != before {
+        bail!("the directory {} was replaced while it was read", path.display());
     }
     Ok(stamps)
 }
@@ -101,6 +116,19 @@ mod tests {
         std::fs::write(dir.path().join("b"), "2").unwrap();
         std::fs::rename(dir.path().join("b"), dir.path().join("a.yaml")).unwrap();
         assert_ne!(before, stamps(dir.path(), &["yaml"]).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_looked_at_is_not_taken_for_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("a.yaml"), "1").unwrap();
+        std::os::unix::fs::symlink("nothing", dir.path().join("b.yaml")).unwrap();
+        assert_eq!(stamps(dir.path(), &["yaml"]).unwrap().into_keys().collect::<Vec<_>>(), ["a.yaml"]);
+        // A link to itself fails in another way than by leading nowhere, whoever looks.
+        std::os::unix::fs::symlink("c.yaml", dir.path().join("c.yaml")).unwrap();
+        let error = format!("{:#}", stamps(dir.path(), &["yaml"]).unwrap_err());
+        let file = dir.path().join("c.yaml");
+        assert!(error.starts_with(&format!("looking at {}: ", file.display())), "{error}");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Every series that the server counts as it goes; [`crate::collector`] has those that are counted at the scrape.
+//! Every series that the server counts as it goes; `collector.rs` has those that are counted at the scrape.
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;

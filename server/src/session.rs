@@ -3,7 +3,7 @@
 //! What the agent says goes in by [`Session::on`], what the server says is pulled by [`Session::next`] whenever the
 //! stream can take it. So a slow agent costs a place in the log and no queue.
 
-use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use distributary_proto::v1 as pb;
 use pb::agent_message::Message as FromAgent;
 use pb::server_message::Message as FromServer;
 
-use crate::journal::{Evicted, Journal};
+use crate::journal::{Evicted, Journal, Logged};
 
 /// How long an agent waits for this server to list or to catch up with the agent's marks, before it is sent on.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -21,6 +21,13 @@ pub const PATIENCE: Duration = Duration::from_secs(3);
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Heartbeats come this often, ± 20 %.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
+
+/// How long an agent may take to introduce itself.
+pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
+/// Least time between two repairs of one stream.
+pub const REPAIR_EVERY: Duration = Duration::from_secs(30);
+/// Who lacks no more than so many bytes of the log is not compared with a snapshot, which may have to be built for it.
+const CHEAP_RESUME: u64 = limits::FRAME_AIM_BYTES as u64;
 
 /// How a stream began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -73,6 +80,8 @@ pub struct Session {
     node: Name,
     /// What the agent was told of its Node, and how far the journal's nodes had changed then.
     node_told: (u64, Bytes),
+    /// When the last repair was granted.
+    repaired_at: Option<Instant>,
     heartbeat_at: Instant,
     /// Spreads heartbeats: a share of their period, −20 to 20 %.
     jitter: f64,
@@ -80,7 +89,10 @@ pub struct Session {
 
 #[derive(Debug)]
 enum Phase {
-    Silent,
+    /// Hello has not come.
+    Silent {
+        until: Instant,
+    },
     Waiting {
         hello: Box<pb::Hello>,
         marks: Marks,
@@ -88,8 +100,11 @@ enum Phase {
     },
     /// Between Begin and End.
     Opening {
-        before_end: VecDeque<Bytes>,
-        through: Revision,
+        /// What comes first.
+        node: Option<Bytes>,
+        lot: Lot,
+        /// Where the log ended at Begin, and so where the stream goes on after End.
+        end_place: u64,
         end: Bytes,
     },
     /// Told everything that stands before `place` in the log.
@@ -101,14 +116,28 @@ enum Phase {
     Over,
 }
 
+/// What is told between Begin and End. None of it belongs to the session.
+#[derive(Debug)]
+enum Lot {
+    /// The log from `place` on.
+    Log {
+        place: u64,
+        /// The commit that was told last; `None`: it was not told whole.
+        told: Option<Revision>,
+    },
+    /// The frames of a snapshot from `next` on.
+    Snapshot { frames: Arc<[Bytes]>, next: usize },
+}
+
 impl Session {
     /// Of a stream that was just opened. `jitter` is between 0 and 1, different for every session.
     pub fn new(now: Instant, jitter: f64) -> Self {
         let jitter = (jitter - 0.5) * 0.4;
         Self {
-            phase: Phase::Silent,
+            phase: Phase::Silent { until: now + HELLO_WITHIN },
             node: Name::default(),
             node_told: (0, Bytes::new()),
+            repaired_at: None,
             heartbeat_at: now,
             jitter,
         }
@@ -120,11 +149,14 @@ impl Session {
     /// When the stream must end.
     pub fn on(&mut self, message: pb::AgentMessage, own: &Name, now: Instant) -> Result<Heard, Ended> {
         match (message.message, &self.phase) {
-            (Some(FromAgent::Hello(hello)), Phase::Silent) => self.hello(hello, own, now),
+            (Some(FromAgent::Hello(hello)), Phase::Silent { .. }) => self.hello(hello, own, now),
             (Some(FromAgent::Hello(_)), _) => Err(Malformed::new("a second Hello").into()),
-            (_, Phase::Silent) => Err(Malformed::new("something before Hello").into()),
+            (_, Phase::Silent { .. }) => Err(Malformed::new("something before Hello").into()),
             (Some(FromAgent::Ack(ack)), _) => Ok(acked(ack)),
-            (Some(FromAgent::Repair(_)), Phase::Live { .. }) => {
+            (Some(FromAgent::Repair(_)), Phase::Live { .. })
+                if self.repaired_at.is_none_or(|at| now.saturating_duration_since(at) >= REPAIR_EVERY) =>
+            {
+                self.repaired_at = Some(now);
                 // Everything that differs is in the snapshot.
                 self.phase = Phase::Behind;
                 Ok(Heard::Nothing)
@@ -164,7 +196,7 @@ impl Session {
     /// When [`Session::next`] may have something to say although nothing was heard and nothing happened.
     pub fn wake_at(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Waiting { until, .. } => Some(*until),
+            Phase::Silent { until } | Phase::Waiting { until, .. } => Some(*until),
             Phase::Live { .. } => Some(self.heartbeat_at),
             _ => None,
         }
@@ -176,7 +208,10 @@ impl Session {
     /// When the stream must end.
     pub fn next(&mut self, journal: &Journal, now: Instant) -> Result<Option<(Bytes, Option<Began>)>, Ended> {
         match &mut self.phase {
-            Phase::Silent | Phase::Over => Ok(None),
+            Phase::Silent { until } if now >= *until => {
+                Err(Malformed::new(format!("no Hello within {} s", HELLO_WITHIN.as_secs())).into())
+            }
+            Phase::Silent { .. } | Phase::Over => Ok(None),
             Phase::Waiting { hello, marks, until } => {
                 let behind = !hello.accept_older && journal.marks().behind(marks);
                 if journal.listed() && !behind {
@@ -193,24 +228,30 @@ impl Session {
                         format!("this server has not listed {} yet", kinds.join(", "))
                     }
                 };
-                Ok(Some((self.throttle(reason), None)))
+                Ok(Some((self.throttle(reason, journal.listed()), None)))
             }
-            Phase::Opening { before_end, through, end } => {
-                if let Some(next) = before_end.pop_front() {
-                    return Ok(Some((next, None)));
+            Phase::Opening { node, lot, end_place, end } => {
+                if let Some(node) = node.take() {
+                    return Ok(Some((node, None)));
                 }
-                let (through, end) = (*through, std::mem::take(end));
-                self.heartbeat_at = self.next_heartbeat(now);
-                self.phase = match journal.log().after(through) {
-                    Some(place) => Phase::Live { place },
-                    None => Phase::Behind,
+                let (end, after) = match lot.next(*end_place, journal)? {
+                    Pulled::Frame(frame) => return Ok(Some((frame, None))),
+                    Pulled::Done => (std::mem::take(end), Phase::Live { place: *end_place }),
+                    // No Begin may follow a Begin without an End. This one says how far the agent came, and nothing of
+                    // the sources: the snapshot that follows at once does.
+                    Pulled::Evicted(told) => {
+                        let end = pb::End { revision: told.0, ..pb::End::default() };
+                        (message(FromServer::End(end)), Phase::Behind)
+                    }
                 };
+                self.phase = after;
+                self.heartbeat_at = self.next_heartbeat(now);
                 Ok(Some((end, None)))
             }
             Phase::Behind => Ok(Some(self.begin(None, journal, now))),
             Phase::Live { place } => {
                 match journal.log().get(*place) {
-                    Ok(Some((_, frame))) => {
+                    Ok(Some(Logged { frame, .. })) => {
                         *place += 1;
                         return Ok(Some((frame.clone(), None)));
                     }
@@ -235,21 +276,18 @@ impl Session {
     }
 
     fn begin(&mut self, cursor: Option<Cursor>, journal: &Journal, now: Instant) -> (Bytes, Option<Began>) {
-        let place = cursor
-            .filter(|cursor| cursor.epoch == journal.epoch() && cursor.through <= journal.revision())
-            .and_then(|cursor| journal.log().after(cursor.through));
         self.node_told = (journal.nodes_changed(), node(journal, &self.node));
-        let mut before_end = VecDeque::from([self.node_told.1.clone()]);
-        let (mode, began) = match place {
-            Some(place) => {
-                let frames =
-                    (place..journal.log().end()).map_while(|place| journal.log().get(place).ok().flatten());
-                before_end.extend(frames.map(|(_, frame)| frame.clone()));
-                (pb::begin::Mode::Resume, Began::Resume)
+        let resume = cursor
+            .filter(|cursor| cursor.epoch == journal.epoch() && cursor.through <= journal.revision())
+            .and_then(|cursor| Some((journal.log().after(cursor.through)?, cursor.through)))
+            .filter(|(place, _)| is_worth_it(*place, journal));
+        let (mode, began, lot) = match resume {
+            Some((place, through)) => {
+                (pb::begin::Mode::Resume, Began::Resume, Lot::Log { place, told: Some(through) })
             }
             None => {
-                before_end.extend(journal.snapshot());
-                (pb::begin::Mode::Snapshot, Began::Snapshot)
+                let lot = Lot::Snapshot { frames: journal.snapshot(), next: 0 };
+                (pb::begin::Mode::Snapshot, Began::Snapshot, lot)
             }
         };
         let end = message(FromServer::End(pb::End {
@@ -257,7 +295,8 @@ impl Session {
             marks: messages::marks(journal.marks(), journal.own()),
             sources: journal.sources(now),
         }));
-        self.phase = Phase::Opening { before_end, through: journal.revision(), end };
+        let node = Some(self.node_told.1.clone());
+        self.phase = Phase::Opening { node, lot, end_place: journal.log().end(), end };
         let begin = message(FromServer::Begin(pb::Begin {
             epoch: journal.epoch().0.to_vec().into(),
             mode: mode.into(),
@@ -269,12 +308,13 @@ impl Session {
         (begin, Some(began))
     }
 
-    fn throttle(&mut self, reason: String) -> Bytes {
+    fn throttle(&mut self, reason: String, behind: bool) -> Bytes {
         self.phase = Phase::Over;
         message(FromServer::Throttle(pb::Throttle {
             retry_after_millis: RETRY_AFTER.as_millis() as u64,
             candidates: Vec::new(),
             reason,
+            behind,
         }))
     }
 
@@ -286,6 +326,48 @@ impl Session {
     fn next_heartbeat(&self, now: Instant) -> Instant {
         now + HEARTBEAT.mul_f64(1.0 + self.jitter)
     }
+}
+
+/// What comes next of a lot.
+enum Pulled {
+    Frame(Bytes),
+    /// That was all.
+    Done,
+    /// The rest is no longer in the log. Everything up to this commit was told.
+    Evicted(Revision),
+}
+
+impl Lot {
+    fn next(&mut self, end_place: u64, journal: &Journal) -> Result<Pulled, Ended> {
+        match self {
+            Self::Log { place, .. } if *place >= end_place => Ok(Pulled::Done),
+            Self::Log { place, told } => match journal.log().get(*place) {
+                Ok(Some(Logged { revision, last, frame })) => {
+                    *place += 1;
+                    *told = last.then_some(revision);
+                    Ok(Pulled::Frame(frame.clone()))
+                }
+                Ok(None) => Ok(Pulled::Done),
+                // With half a commit nothing may take effect: what was staged is thrown away with the stream.
+                Err(Evicted) => told.map(Pulled::Evicted).ok_or_else(|| {
+                    Ended::Throttled(
+                        "the rest of a commit is no longer in the log: the agent is too slow".into(),
+                    )
+                }),
+            },
+            Self::Snapshot { frames, next } => {
+                *next += 1;
+                Ok(frames.get(*next - 1).map_or(Pulled::Done, |frame| Pulled::Frame(frame.clone())))
+            }
+        }
+    }
+}
+
+/// Whether to catch up from a place in the log takes no more than everything would.
+fn is_worth_it(place: u64, journal: &Journal) -> bool {
+    journal.log().bytes_from(place).is_ok_and(|bytes| {
+        bytes <= CHEAP_RESUME || bytes <= journal.snapshot().iter().map(|frame| frame.len() as u64).sum()
+    })
 }
 
 fn node(journal: &Journal, name: &str) -> Bytes {
@@ -303,3 +385,6 @@ fn acked(ack: pb::Ack) -> Heard {
         rejected: rejected.collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -179,6 +179,36 @@ fn rule_3_1_what_is_staged_is_thrown_away_if_the_stream_dies_before_end() {
 }
 
 #[test]
+fn rule_3_3_what_half_a_commit_changed_is_programmed_whatever_comes_then() {
+    let large = || -> Vec<Event> {
+        let one = |i: u32| {
+            let addresses: Vec<String> =
+                (1..9).map(|last| format!("10.{}.{}.{last}", i / 250, i % 250)).collect();
+            let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+            [
+                service(&format!("s{i}"), &format!("10.97.{}.{}", i / 250, i % 250)),
+                slice(&format!("s{i}"), &addresses, &json!({})),
+            ]
+        };
+        (0..500).flat_map(one).collect()
+    };
+    let mut world = World::new(World::process(1));
+    world.journal.commit(listed(vec![]), world.now);
+    world.connect();
+    world.run();
+    world.journal.commit(events(large()), world.now);
+    let Some(Message::Frame(frame)) = world.pull() else { panic!("no frame") };
+    assert_eq!(frame.through, 0, "the commit has more than one frame");
+    assert_eq!(world.hear(Message::Frame(frame)).unwrap(), Heard::Nothing);
+    world.journal = World::process(2);
+    world.journal.commit(listed(large()), world.now);
+    world.connect();
+    let (_, programmed) = world.run();
+    assert_eq!(programmed.services.len(), 500);
+    world.assert_equal();
+}
+
+#[test]
 fn rule_2_4_a_cursor_of_the_process_gets_what_changed_since() {
     let mut world = World::new(World::process(1));
     world.journal.commit(listed(vec![service("web", "10.96.0.1"), service("cart", "10.96.0.2")]), world.now);

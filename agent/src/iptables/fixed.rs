@@ -148,6 +148,35 @@ fn same_address(family: Family) -> &'static str {
     }
 }
 
+/// Arguments of `iptables` that succeed as long as nobody flushed a table, or deleted it: a chain or a jump of each.
+pub const WATCHED: [&[&str]; 3] = [
+    &["-t", "mangle", "-S", "KUBE-PROXY-CANARY"],
+    &[
+        "-t",
+        "nat",
+        "-C",
+        "PREROUTING",
+        "-m",
+        "comment",
+        "--comment",
+        "kubernetes service portals",
+        "-j",
+        "KUBE-SERVICES",
+    ],
+    &[
+        "-t",
+        "filter",
+        "-C",
+        "FORWARD",
+        "-m",
+        "comment",
+        "--comment",
+        "kubernetes forwarding rules",
+        "-j",
+        "KUBE-FORWARD",
+    ],
+];
+
 /// Text for `iptables-restore --noflush` that fails where the kernel cannot match packets that meet themselves by one
 /// rule, and leaves nothing behind: [`Hairpin::Bpf`] only where it succeeds.
 pub fn probe(family: Family) -> String {

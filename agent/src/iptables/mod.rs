@@ -35,7 +35,7 @@ use trie::EntryKey;
 
 pub use crate::plan::Family;
 pub use cleanup::{Scope, cleanup};
-pub use fixed::probe;
+pub use fixed::{WATCHED, probe};
 pub use parse::{Dump, Table, parse};
 pub use text::Write;
 
@@ -202,6 +202,16 @@ impl Iptables {
     /// The chains that the kernel holds of ours, as far as is known.
     pub fn chains(&self) -> usize {
         self.kernel.len()
+    }
+
+    /// Whose chain it is in the last write.
+    pub fn owner(&self, chain: &str) -> Option<&Arc<Key>> {
+        self.laid.iter().find(|(_, laid)| laid.chains.iter().any(|name| **name == *chain)).map(|(key, _)| key)
+    }
+
+    /// Whether the kernel holds chains of Services, ours or kube-proxy's.
+    pub fn holds_services(&self) -> bool {
+        self.kernel.keys().any(|(_, name)| names::is_per_service(name) && !name.contains("-0-"))
     }
 
     /// This is what the kernel holds, whatever was thought before. What of the shape depends on history is read back:

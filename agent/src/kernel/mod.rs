@@ -16,7 +16,7 @@ pub enum KernelError {
         /// Why.
         source: io::Error,
     },
-    /// A lock, memory, permission or a module is missing: nothing is wrong with what was to be written.
+    /// A lock, memory or a permission is missing: nothing is wrong with what was to be written.
     #[error("{program}: {message}")]
     Node {
         /// Which one.
@@ -49,7 +49,7 @@ pub trait Kernel: Send {
     /// Everything that a table holds, as `iptables-save` prints it; of all of our tables.
     fn save(&mut self) -> impl Future<Output = Result<String, KernelError>> + Send;
     /// Feeds text to `iptables-restore --noflush`. After an error some sections of it may be in place.
-    fn restore(&mut self, text: String) -> impl Future<Output = Result<(), KernelError>> + Send;
-    /// Whether the canaries of all tables are there: cheap, unlike `save`.
-    fn canaries(&mut self) -> impl Future<Output = Result<bool, KernelError>> + Send;
+    fn restore(&mut self, text: &str) -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Whether the tables look untouched: a chain or a jump of each is there. Cheap, unlike `save`.
+    fn in_place(&mut self) -> impl Future<Output = Result<bool, KernelError>> + Send;
 }

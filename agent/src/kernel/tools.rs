@@ -7,7 +7,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::{Kernel, KernelError};
-use crate::iptables::{Family, Flavour};
+use crate::iptables::{self, Family, Flavour};
 
 /// The tables that hold chains of ours.
 pub const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
@@ -47,7 +47,7 @@ impl Tools {
         Ok(if version.contains("legacy") { Flavour::Legacy } else { Flavour::Nft })
     }
 
-    async fn run(&self, program: &str, args: &[&str], input: Option<String>) -> Result<String, KernelError> {
+    async fn run(&self, program: &str, args: &[&str], input: Option<&str>) -> Result<String, KernelError> {
         let exec = |source| KernelError::Exec { program: program.to_owned(), source };
         let mut child = Command::new(program)
             .args(args)
@@ -89,14 +89,14 @@ impl Kernel for Tools {
         Ok(all)
     }
 
-    async fn restore(&mut self, text: String) -> Result<(), KernelError> {
+    async fn restore(&mut self, text: &str) -> Result<(), KernelError> {
         let program = format!("{}-restore", self.name);
         self.run(&program, &["-w", "5", "--noflush"], Some(text)).await.map(|_| ())
     }
 
-    async fn canaries(&mut self) -> Result<bool, KernelError> {
-        for table in TABLES {
-            match self.run(&self.name, &["-w", "5", "-t", table, "-S", "KUBE-PROXY-CANARY"], None).await {
+    async fn in_place(&mut self) -> Result<bool, KernelError> {
+        for looked_for in iptables::WATCHED {
+            match self.run(&self.name, &[&["-w", "5"], looked_for].concat(), None).await {
                 Ok(_) => {}
                 Err(KernelError::Refused { .. }) => return Ok(false),
                 Err(e) => return Err(e),

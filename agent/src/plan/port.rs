@@ -99,17 +99,14 @@ fn of_family<'a>(addresses: &'a [IpAddr], family: Family) -> impl Iterator<Item 
     addresses.iter().copied().filter(move |address| Family::of(address) == family)
 }
 
-/// Everything that a Service claims in the family.
+/// Everything that a Service claims in the family. External addresses are not served yet, so they claim nothing: else
+/// one could take a cluster IP away from its Service with nobody to answer.
 pub(super) fn claims(config: &Config, key: &Arc<Key>, header: &ServiceHeader) -> BTreeSet<(Claim, Claimant)> {
     let mut claims = BTreeSet::new();
     let Some(cluster_ip) = of_family(&header.cluster_ips, config.family).next() else { return claims };
     for port in service_ports(header) {
         let claimant = Claimant::new(header.created, key, &port.name);
-        let addresses = of_family(&header.external_ips, config.family)
-            .chain(of_family(&header.load_balancer_vips, config.family));
-        for address in addresses.chain([cluster_ip]) {
-            claims.insert((Claim::Address(address, port.protocol, port.port), claimant.clone()));
-        }
+        claims.insert((Claim::Address(cluster_ip, port.protocol, port.port), claimant.clone()));
         if port.node_port != 0 {
             claims.insert((Claim::NodePort(port.protocol, port.node_port), claimant));
         }

@@ -2,6 +2,7 @@
 //! after the rules when nothing waits.
 
 mod ruleset;
+mod suspect;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,10 +17,15 @@ use crate::metrics::Metrics;
 use crate::sync::ack::{Event, Programmed, Rejected};
 use crate::sync::mailbox::Mailbox;
 
-pub use ruleset::Ruleset;
+pub use ruleset::{Refused, Ruleset};
 
 /// How often it is looked whether the rules are still there.
 const WATCH_PERIOD: Duration = Duration::from_secs(5);
+
+/// How often the kernel is compared with what it should hold, and what the node lacked is tried again.
+const AUDIT_PERIOD: Duration = Duration::from_secs(300);
+/// Events that are kept for a server to be told.
+const EVENTS: usize = 8;
 
 /// Services to be programmed; `None`: gone.
 pub type Services = BTreeMap<Arc<Key>, Option<Arc<Service>>>;
@@ -30,6 +36,8 @@ pub struct Reconciler<K> {
     rulesets: Vec<Ruleset<K>>,
     programmed: watch::Sender<Programmed>,
     rejected: BTreeMap<Arc<Key>, Rejected>,
+    /// Of those that the node lacks something for: what they should be.
+    lacking: Services,
     metrics: Metrics,
     /// Something was given to program: before that, nothing is written.
     begun: bool,
@@ -47,7 +55,15 @@ struct Pass {
 impl<K: Kernel> Reconciler<K> {
     /// For the families of a node, one ruleset each.
     pub fn new(rulesets: Vec<Ruleset<K>>, programmed: watch::Sender<Programmed>, metrics: Metrics) -> Self {
-        Self { rulesets, programmed, rejected: BTreeMap::new(), metrics, begun: false, events: 0 }
+        Self {
+            rulesets,
+            programmed,
+            rejected: BTreeMap::new(),
+            lacking: Services::new(),
+            metrics,
+            begun: false,
+            events: 0,
+        }
     }
 
     /// Goes on for ever; what it wrote stays when it is dropped.
@@ -56,8 +72,11 @@ impl<K: Kernel> Reconciler<K> {
     /// Never: what the kernel does not take now is tried again.
     pub async fn run(mut self, mailbox: Arc<Mailbox>) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
-        let mut watching = tokio::time::interval(WATCH_PERIOD);
+        let soon = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
+        let mut watching = soon(WATCH_PERIOD);
         watching.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut auditing = soon(AUDIT_PERIOD);
+        auditing.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // What the last pass could not write, and since when it waits.
         let mut owed: Option<(Option<Cursor>, Instant)> = None;
         let mut retry_at = None;
@@ -72,13 +91,23 @@ impl<K: Kernel> Reconciler<K> {
                 (batch, at) = mailbox.take() => {
                     self.begun = true;
                     owed = Some((batch.cursor.or(owed.and_then(|(cursor, _)| cursor)), owed.map_or(at, |(_, at)| at)));
-                    let zone = batch.node.map(|node| node.map(|node| node.zone).unwrap_or_default());
+                    // A Node that is gone is kept as it was last seen (spec/kube-proxy.md §1.6).
+                    let zone = batch.node.flatten().map(|node| node.zone);
                     (batch.services, zone)
                 }
                 () = retry => (Services::new(), None),
                 _ = watching.tick(), if self.begun && owed.is_none() => {
-                    self.watch().await;
+                    self.watch(false).await;
                     continue;
+                }
+                _ = auditing.tick(), if self.begun && owed.is_none() => {
+                    self.watch(true).await;
+                    let now = self.programmed.borrow().cursor;
+                    owed = (!self.lacking.is_empty()).then_some((now, Instant::now()));
+                    if owed.is_none() {
+                        continue;
+                    }
+                    (std::mem::take(&mut self.lacking), None)
                 }
             };
             let pass = self.program(&services, zone).await;
@@ -101,6 +130,7 @@ impl<K: Kernel> Reconciler<K> {
     async fn program(&mut self, services: &Services, zone: Option<Name>) -> Pass {
         for key in services.keys() {
             self.rejected.remove(key);
+            self.lacking.remove(key);
         }
         let mut pass = Pass::default();
         let passes = self.rulesets.iter_mut().map(|ruleset| {
@@ -111,11 +141,14 @@ impl<K: Kernel> Reconciler<K> {
             self.metrics.restores.inc_by(outcome.restores);
             self.metrics.restore_failures.inc_by(outcome.failures);
             pass.chains += outcome.chains;
-            for (key, message) in outcome.refused {
-                let wanted = services.get(&key).cloned().flatten();
-                let hash = wanted.map_or(Hash(0), |service| hash::record(&key, &Record::Service(service)));
+            for Refused { key, wanted, message, node } in outcome.refused {
                 tracing::warn!(service = %key, family, error = message, "rejected; its last good rules stay");
-                self.rejected.insert(key, Rejected { hash, message });
+                let hash =
+                    wanted.clone().map_or(Hash(0), |service| hash::record(&key, &Record::Service(service)));
+                if node {
+                    self.lacking.insert(key.clone(), wanted);
+                }
+                self.rejected.insert(key, Rejected { hash, message, node });
             }
             pass.failed = outcome.failed.or(pass.failed);
         }
@@ -151,20 +184,30 @@ impl<K: Kernel> Reconciler<K> {
         });
     }
 
-    /// Looks whether the rules are still there, and writes them again if they are not.
-    async fn watch(&mut self) {
+    /// Looks whether the rules are still there, or (`whole`) what they should be, and writes what is not.
+    async fn watch(&mut self, whole: bool) {
         for ruleset in &mut self.rulesets {
             let family = ruleset.name();
-            match ruleset.restore_if_lost().await {
+            let written = if whole { ruleset.audit().await } else { ruleset.restore_if_lost().await };
+            match written {
                 Ok(None) => {}
                 Ok(Some(chains)) => {
                     self.metrics.restored.inc();
                     self.events += 1;
-                    tracing::warn!(family, chains, "the rules were lost, and have been written again");
-                    let message =
-                        format!("{family}: {chains} chains had been lost, and have been written again");
-                    let event = Some((self.events, Event::RulesRestored(message)));
-                    self.programmed.send_modify(|programmed| programmed.event = event);
+                    tracing::warn!(
+                        family,
+                        chains,
+                        "the rules were not what they should be, and have been written again"
+                    );
+                    let message = format!(
+                        "{family}: {chains} chains were lost or changed, and have been written again"
+                    );
+                    let event = (self.events, Event::RulesRestored(message));
+                    self.programmed.send_modify(|programmed| {
+                        programmed.events.push(event);
+                        let old = programmed.events.len().saturating_sub(EVENTS);
+                        programmed.events.drain(..old);
+                    });
                 }
                 Err(e) => tracing::warn!(family, error = %e, "it cannot be seen whether the rules are there"),
             }

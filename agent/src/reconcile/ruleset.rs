@@ -5,6 +5,7 @@ use std::sync::Arc;
 use distributary_model::{Key, Name, Service};
 
 use super::Services;
+use super::suspect::{Suspect, suspect};
 use crate::iptables::{self, Family, Hairpin, Iptables, Options, Table};
 use crate::kernel::{Kernel, KernelError};
 
@@ -15,6 +16,8 @@ pub struct Ruleset<K> {
     kernel: K,
     family: Family,
     rules: Iptables,
+    /// Of every service that changed since the kernel last had all that was wanted: what it was then.
+    good: Services,
     /// Chains in a section, where the kernel took no more.
     section: usize,
     /// Services that are wanted.
@@ -23,6 +26,8 @@ pub struct Ruleset<K> {
     adopted: bool,
     /// It is known how hairpin traffic is to be matched.
     probed: bool,
+    /// This process has brought the kernel to what it wanted at least once.
+    settled: bool,
 }
 
 /// What came of programming a batch.
@@ -34,10 +39,23 @@ pub struct Outcome {
     pub restores: u64,
     /// Processes that failed.
     pub failures: u64,
-    /// Services whose content the kernel refuses, with what the tool said.
-    pub refused: Vec<(Arc<Key>, String)>,
-    /// Why nothing could be written, if so.
+    /// Services whose content the kernel refuses.
+    pub refused: Vec<Refused>,
+    /// Why not everything could be written, if so.
     pub failed: Option<KernelError>,
+}
+
+/// A service whose content the kernel refuses.
+#[derive(Debug)]
+pub struct Refused {
+    /// Which one.
+    pub key: Arc<Key>,
+    /// What is refused.
+    pub wanted: Option<Arc<Service>>,
+    /// What the tool said.
+    pub message: String,
+    /// The node lacks what the content needs.
+    pub node: bool,
 }
 
 impl<K: Kernel> Ruleset<K> {
@@ -48,8 +66,18 @@ impl<K: Kernel> Ruleset<K> {
             Family::V6 => "IPv6",
         };
         let section = options.section;
-        let rules = Iptables::new(family, options);
-        Self { name, kernel, family, rules, section, services: 0, adopted: false, probed: false }
+        Self {
+            name,
+            kernel,
+            family,
+            rules: Iptables::new(family, options),
+            good: Services::new(),
+            section,
+            services: 0,
+            adopted: false,
+            probed: false,
+            settled: false,
+        }
     }
 
     /// What people call the family.
@@ -67,101 +95,134 @@ impl<K: Kernel> Ruleset<K> {
         self.rules.conflicts().count()
     }
 
-    /// Brings services, and the node's zone, to the kernel. A service that the kernel refuses, alone and twice, keeps
-    /// its last good rules; the others are written.
+    /// Brings services, and the node's zone, to the kernel, with whatever an earlier call could not bring there. A
+    /// service that the kernel refuses, alone and twice, keeps its last good rules; the others are written.
     pub async fn program(&mut self, services: &Services, zone: Option<Name>) -> Outcome {
-        let mut outcome = Outcome::default();
-        let before: Services =
-            services.keys().map(|key| (key.clone(), self.rules.get(key).cloned())).collect();
         if let Some(zone) = zone {
             self.rules.set_zone(zone);
         }
-        self.set(services.iter());
-        match self.write(&mut outcome).await {
-            Ok(()) => return outcome,
-            Err(KernelError::Refused { .. }) if !services.is_empty() => {}
-            Err(failed) => {
-                outcome.failed = Some(failed);
-                return outcome;
-            }
+        for (key, service) in services {
+            self.good.entry(key.clone()).or_insert_with(|| self.rules.get(key).cloned());
+            self.set(key, service.clone());
         }
-        self.set(before.iter());
-        if let Err(failed) = self.write(&mut outcome).await {
-            // Without any of the new content it is refused as well: nobody in particular is to blame.
-            self.set(services.iter());
-            outcome.failed = Some(failed);
-            return outcome;
+        let mut outcome = Outcome::default();
+        outcome.failed = self.settle(&mut outcome).await.err();
+        if outcome.failed.is_none() {
+            self.good.clear();
+            self.settled = true;
         }
-        outcome.failed = self.bisect(services, &before, &mut outcome).await.err();
         outcome
     }
 
-    /// Writes all that can be written, and finds the services that cannot.
-    async fn bisect(
-        &mut self,
-        services: &Services,
-        before: &Services,
-        outcome: &mut Outcome,
-    ) -> Result<(), KernelError> {
-        let keys: Vec<&Arc<Key>> = services.keys().collect();
-        let mut parts = vec![keys.as_slice()];
-        while let Some(part) = parts.pop() {
-            let of = |services: &Services| -> Services {
-                part.iter()
-                    .filter_map(|key| services.get_key_value(*key))
-                    .map(|(k, s)| (k.clone(), s.clone()))
-                    .collect()
-            };
-            let (new, old) = (of(services), of(before));
-            for last_try in [false, true] {
-                self.set(new.iter());
-                match self.write(outcome).await {
-                    Ok(()) => break,
-                    Err(KernelError::Refused { message, .. }) => {
-                        self.set(old.iter());
-                        self.write(outcome).await?;
-                        if let [key] = part {
-                            if last_try {
-                                outcome.refused.push(((*key).clone(), message));
-                            }
-                        } else {
-                            let (left, right) = part.split_at(part.len() / 2);
-                            parts.extend([right, left]);
-                            break;
-                        }
-                    }
-                    Err(failed) => {
-                        // What is left is wanted all the same, and tried again with everything else.
-                        self.set(
-                            parts
-                                .iter()
-                                .flat_map(|part| part.iter())
-                                .filter_map(|key| services.get_key_value(*key)),
-                        );
-                        return Err(failed);
-                    }
+    /// Writes all that can be written. After an error everything that is not in the kernel is still wanted.
+    async fn settle(&mut self, outcome: &mut Outcome) -> Result<(), KernelError> {
+        loop {
+            let (message, text) = match self.write(outcome).await {
+                Ok(()) => return Ok(()),
+                Err(Failed { error: KernelError::Refused { message, .. }, text })
+                    if !self.good.is_empty() =>
+                {
+                    (message, text)
                 }
-            }
+                Err(failed) => return Err(failed.error),
+            };
+            // The tool names a line more often than not, and that is quicker than to search.
+            let Some(key) = suspect(&message, &text).and_then(|suspect| self.changed(&suspect)) else {
+                return self.search(message, outcome).await;
+            };
+            let wanted = self.rules.get(&key).cloned();
+            let good = self.good.remove(&key).flatten();
+            self.set(&key, good);
+            outcome.refused.push(Refused::new(key, wanted, message));
         }
-        Ok(())
     }
 
-    fn set<'a>(&mut self, services: impl Iterator<Item = (&'a Arc<Key>, &'a Option<Arc<Service>>)>) {
-        for (key, service) in services {
-            self.services -= usize::from(self.rules.get(key).is_some());
-            self.services += usize::from(service.is_some());
-            self.rules.set(key, service.clone());
+    /// Finds the services that are refused by halves.
+    async fn search(&mut self, message: String, outcome: &mut Outcome) -> Result<(), KernelError> {
+        self.adopt().await?;
+        if !self.settled && self.rules.holds_services() {
+            // To go back to what this process had would be to nothing, and the node has rules that work.
+            let program = self.name.to_owned();
+            let message = format!("the first write is refused and nobody is named: {message}");
+            return Err(KernelError::Node { program, message });
         }
+        let good = std::mem::take(&mut self.good);
+        let wanted: Services = good.keys().map(|key| (key.clone(), self.rules.get(key).cloned())).collect();
+        let mut parts: Vec<Vec<Arc<Key>>> = vec![good.keys().cloned().collect()];
+        let mut tried = None;
+        self.set_all(&parts[0], &good);
+        // Without any of the new content: if that is refused as well, nobody in particular is to blame.
+        let mut result = self.write(outcome).await;
+        while result.is_ok()
+            && let Some(part) = parts.pop()
+        {
+            self.set_all(&part, &wanted);
+            result = match self.write(outcome).await {
+                Err(Failed { error: KernelError::Refused { message, .. }, .. }) => {
+                    self.set_all(&part, &good);
+                    let back = self.write(outcome).await;
+                    match &part[..] {
+                        [key] if tried.as_ref() == Some(key) && back.is_ok() => {
+                            let wanted = wanted.get(key).cloned().flatten();
+                            outcome.refused.push(Refused::new(key.clone(), wanted, message));
+                        }
+                        [key] => {
+                            tried = Some(key.clone());
+                            parts.push(part);
+                        }
+                        _ => {
+                            let (left, right) = part.split_at(part.len() / 2);
+                            parts.extend([right.to_vec(), left.to_vec()]);
+                        }
+                    }
+                    back
+                }
+                Err(failed) => {
+                    parts.push(part);
+                    Err(failed)
+                }
+                Ok(()) => Ok(()),
+            };
+        }
+        // What is left is wanted all the same.
+        for part in &parts {
+            self.set_all(part, &wanted);
+            self.good.extend(
+                part.iter().filter_map(|key| good.get_key_value(key)).map(|(k, s)| (k.clone(), s.clone())),
+            );
+        }
+        result.map_err(|failed| failed.error)
+    }
+
+    fn set(&mut self, key: &Arc<Key>, service: Option<Arc<Service>>) {
+        self.services -= usize::from(self.rules.get(key).is_some());
+        self.services += usize::from(service.is_some());
+        self.rules.set(key, service);
+    }
+
+    fn set_all(&mut self, keys: &[Arc<Key>], to: &Services) {
+        for key in keys {
+            self.set(key, to.get(key).cloned().flatten());
+        }
+    }
+
+    /// The service that it is, if it is one that changed.
+    fn changed(&self, suspect: &Suspect) -> Option<Arc<Key>> {
+        let key = match suspect {
+            Suspect::Chain(chain) => self.rules.owner(chain),
+            Suspect::Service(name) => self.good.keys().find(|key| key.to_string() == *name),
+        };
+        key.filter(|key| self.good.contains_key(*key)).cloned()
     }
 
     /// Writes what differs, cut smaller where the kernel wants it smaller.
-    async fn write(&mut self, outcome: &mut Outcome) -> Result<(), KernelError> {
+    async fn write(&mut self, outcome: &mut Outcome) -> Result<(), Failed> {
         loop {
             self.adopt().await?;
             let Some(write) = self.rules.write() else { return Ok(()) };
             outcome.restores += 1;
             let count = write.chains.len() + write.deleted.len();
-            match self.kernel.restore(write.text).await {
+            match self.kernel.restore(&write.text).await {
                 Ok(()) => {
                     let chains = names(write.chains.iter().chain(&write.deleted));
                     tracing::debug!(family = self.name, chains, sections = write.sections, "wrote");
@@ -169,15 +230,15 @@ impl<K: Kernel> Ruleset<K> {
                     outcome.chains += count;
                     return Ok(());
                 }
-                Err(e) => {
+                Err(error) => {
                     outcome.failures += 1;
                     self.adopted = false;
-                    match e {
+                    match error {
                         KernelError::TooLong { .. } if self.section > 1 => {
                             self.section /= 2;
                             self.rules.set_section(self.section);
                         }
-                        e => return Err(e),
+                        error => return Err(Failed { error, text: write.text }),
                     }
                 }
             }
@@ -192,9 +253,17 @@ impl<K: Kernel> Ruleset<K> {
         let saved = self.kernel.save().await?;
         if !self.probed {
             // Rules of ours that are there say what the last probe found.
-            let bpf = saved.contains("--bytecode")
-                || self.kernel.restore(iptables::probe(self.family)).await.is_ok();
-            self.rules.set_hairpin(if bpf { Hairpin::Bpf } else { Hairpin::Trie });
+            let ours = |line: &str| line.contains("--bytecode") && line.ends_with("-j KUBE-SVC-0-HAIRPIN");
+            let probe = match saved.lines().any(ours) {
+                true => Ok(()),
+                false => self.kernel.restore(&iptables::probe(self.family)).await,
+            };
+            let hairpin = match probe {
+                Ok(()) => Hairpin::Bpf,
+                Err(KernelError::Refused { .. }) => Hairpin::Trie,
+                Err(e) => return Err(e),
+            };
+            self.rules.set_hairpin(hairpin);
             self.probed = true;
         }
         self.rules.adopt(&iptables::parse(&saved));
@@ -207,13 +276,42 @@ impl<K: Kernel> Ruleset<K> {
     /// # Errors
     /// When the kernel cannot be asked, or does not take them.
     pub async fn restore_if_lost(&mut self) -> Result<Option<usize>, KernelError> {
-        if self.kernel.canaries().await? {
+        if self.adopted && self.kernel.in_place().await? {
             return Ok(None);
         }
+        self.audit().await
+    }
+
+    /// Compares with the kernel, and writes what differs: gives the number of chains that did.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked, or does not take them.
+    pub async fn audit(&mut self) -> Result<Option<usize>, KernelError> {
         self.adopted = false;
         let mut outcome = Outcome::default();
-        self.write(&mut outcome).await?;
-        Ok(Some(outcome.chains))
+        self.write(&mut outcome).await.map_err(|failed| failed.error)?;
+        Ok(Some(outcome.chains).filter(|_| outcome.restores > 0))
+    }
+}
+
+/// A write that failed.
+struct Failed {
+    error: KernelError,
+    /// What was to be written, if it came to that.
+    text: String,
+}
+
+impl From<KernelError> for Failed {
+    fn from(error: KernelError) -> Self {
+        Self { error, text: String::new() }
+    }
+}
+
+impl Refused {
+    fn new(key: Arc<Key>, wanted: Option<Arc<Service>>, message: String) -> Self {
+        let lacks = ["No such file or directory", "Couldn't load", "missing kernel module"];
+        let node = lacks.iter().any(|what| message.contains(what));
+        Self { key, wanted, message, node }
     }
 }
 

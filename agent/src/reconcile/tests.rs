@@ -24,8 +24,15 @@ struct State {
     refuses: Vec<String>,
     /// So many restores fail for a lock.
     locked: usize,
+    /// The restore of this number fails for a lock.
+    lock_at: Option<usize>,
     /// A section longer than this is too long.
     most: usize,
+    /// What is said of a refusal, and whether with the number of the line.
+    says: String,
+    names_lines: bool,
+    /// The fewest services that had endpoints after a restore.
+    least: usize,
     saves: usize,
     restores: usize,
 }
@@ -36,7 +43,11 @@ impl TestKernel {
             fake: Fake::default(),
             refuses: Vec::new(),
             locked: 0,
+            lock_at: None,
             most: usize::MAX,
+            says: String::new(),
+            names_lines: false,
+            least: usize::MAX,
             saves: 0,
             restores: 0,
         };
@@ -60,29 +71,35 @@ impl Kernel for TestKernel {
         }))
     }
 
-    async fn restore(&mut self, text: String) -> Result<(), KernelError> {
+    async fn restore(&mut self, text: &str) -> Result<(), KernelError> {
         let program = "fake".to_owned();
         self.with(|state| {
             state.restores += 1;
-            if state.locked > 0 {
-                state.locked -= 1;
+            if state.locked > 0 || state.lock_at == Some(state.restores - 1) {
+                state.locked = state.locked.saturating_sub(1);
                 return Err(KernelError::Node { program, message: "the lock is held".into() });
             }
-            for section in Fake::sections(&text) {
+            for section in Fake::sections(text) {
                 if section.len() > state.most {
                     return Err(KernelError::TooLong { program, message: "Message too long".into() });
                 }
                 let refused = state.refuses.iter().find(|what| section.contains(*what)).cloned();
-                if let Some(message) = refused.or(state.fake.restore(&section).err()) {
+                let refused = refused.map(|what| {
+                    let at = text.lines().position(|line| line.contains(&what)).unwrap_or(0) + 1;
+                    let line = if state.names_lines { format!("line {at}: ") } else { String::new() };
+                    format!("{line}{} {what}", state.says)
+                });
+                if let Some(message) = refused.or_else(|| state.fake.restore(&section).err()) {
                     return Err(KernelError::Refused { program, status: ExitStatus::from_raw(256), message });
                 }
+                state.least = state.least.min(state.fake.save().matches("--to-destination").count());
             }
             Ok(())
         })
     }
 
-    async fn canaries(&mut self) -> Result<bool, KernelError> {
-        Ok(self.holds("KUBE-PROXY-CANARY"))
+    async fn in_place(&mut self) -> Result<bool, KernelError> {
+        Ok(self.holds("-A PREROUTING "))
     }
 }
 
@@ -168,6 +185,108 @@ async fn the_service_that_the_kernel_refuses_is_named_and_the_others_are_written
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lock_at_the_moment_of_a_refusal_rejects_one_and_loses_nobody() {
+    for locked in 1..6 {
+        let mut world = World::start(TestKernel::new());
+        world.program(&[("ns/old", Some(web(9, "10.0.0.9")))]).await;
+        world.kernel.with(|state| {
+            state.refuses.push("10.6.6.6".into());
+            state.locked = locked;
+        });
+        let all =
+            [("ns/a", web(1, "10.0.0.1")), ("ns/bad", web(2, "10.6.6.6")), ("ns/b", web(3, "10.0.0.3"))];
+        let all = all.map(|(name, service)| (name, Some(service)));
+        let programmed = world.program(&all).await;
+        let rejected: Vec<String> = programmed.rejected.keys().map(ToString::to_string).collect();
+        assert_eq!(rejected, ["ns/bad"], "{locked}");
+        assert!(["10.0.0.1:", "10.0.0.3:", "10.0.0.9:"].iter().all(|ip| world.kernel.holds(ip)), "{locked}");
+        world.program(&[("ns/c", Some(web(4, "10.0.0.4")))]).await;
+        assert!(world.kernel.holds("10.0.0.4:"), "{locked}: what comes later is written");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lock_in_the_middle_of_the_search_loses_nobody() {
+    for after in 0..12 {
+        let mut world = World::start(TestKernel::new());
+        world.program(&[("ns/old", Some(web(9, "10.0.0.9")))]).await;
+        let restores = world.kernel.with(|state| {
+            state.refuses.push("10.6.6.6".into());
+            state.restores
+        });
+        world.kernel.with(|state| state.lock_at = Some(restores + after));
+        let all =
+            [("ns/a", web(1, "10.0.0.1")), ("ns/bad", web(2, "10.6.6.6")), ("ns/b", web(3, "10.0.0.3"))];
+        let programmed = world.program(&all.map(|(name, service)| (name, Some(service)))).await;
+        let rejected: Vec<String> = programmed.rejected.keys().map(ToString::to_string).collect();
+        assert_eq!(rejected, ["ns/bad"], "{after}");
+        assert!(["10.0.0.1:", "10.0.0.3:", "10.0.0.9:"].iter().all(|ip| world.kernel.holds(ip)), "{after}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_restarted_agent_with_a_refused_service_takes_nothing_away() {
+    let kernel = TestKernel::new();
+    let mut world = World::start(kernel.clone());
+    let all: Vec<(String, Service)> =
+        (1..40).map(|last| (format!("ns/s{last}"), web(last, &format!("10.0.1.{last}")))).collect();
+    let with = |bad: &str| -> Vec<(String, Option<Service>)> {
+        let mut all: Vec<_> =
+            all.iter().map(|(name, service)| (name.clone(), Some(service.clone()))).collect();
+        all.push(("ns/bad".into(), Some(web(200, bad))));
+        all
+    };
+    fn borrowed(all: &[(String, Option<Service>)]) -> Vec<(&str, Option<Service>)> {
+        all.iter().map(|(name, service)| (name.as_str(), service.clone())).collect()
+    }
+    world.program(&borrowed(&with("10.0.0.7"))).await;
+    for named in [true, false] {
+        kernel.with(|state| {
+            state.refuses = vec!["10.6.6.6".into()];
+            state.names_lines = named;
+            state.least = usize::MAX;
+        });
+        let mut again = World::start(kernel.clone());
+        let every = with("10.6.6.6");
+        let services =
+            every.iter().map(|(name, service)| (t::key(name), service.clone().map(Arc::new))).collect();
+        let cursor = Some(Cursor { epoch: Epoch([1; 16]), through: Revision(1) });
+        again.mailbox.put(Batch { services, node: None, cursor }, Instant::now());
+        if named {
+            again.programmed.wait_for(|programmed| programmed.cursor.is_some()).await.unwrap();
+            assert_eq!(again.programmed.borrow().rejected.len(), 1);
+        } else {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+        let least = kernel.with(|state| state.least);
+        assert!(least >= all.len(), "only {least} of {} services were ever in the kernel", all.len());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_node_lacked_is_tried_again() {
+    let mut world = World::start(TestKernel::new());
+    world.kernel.with(|state| state.refuses.push("10.6.6.6".into()));
+    world.kernel.with(|state| state.says = "RULE_APPEND failed (No such file or directory)".into());
+    let programmed = world.program(&[("ns/a", Some(web(1, "10.6.6.6")))]).await;
+    assert!(programmed.rejected.values().all(|rejected| rejected.node));
+    world.kernel.with(|state| state.refuses.clear());
+    world.programmed.wait_for(|programmed| programmed.rejected.is_empty()).await.unwrap();
+    assert!(world.kernel.holds("10.6.6.6:8080"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chain_that_somebody_edits_is_put_right_by_the_audit() {
+    let mut world = World::start(TestKernel::new());
+    world.program(&[("ns/a", Some(web(1, "10.0.0.1")))]).await;
+    let before = world.kernel.with(|state| state.fake.save());
+    world.kernel.with(|state| state.fake.restore("*nat\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n").unwrap());
+    assert_ne!(world.kernel.with(|state| state.fake.save()), before);
+    world.programmed.wait_for(|programmed| !programmed.events.is_empty()).await.unwrap();
+    assert_eq!(world.kernel.with(|state| state.fake.save()), before);
+}
+
+#[tokio::test(start_paused = true)]
 async fn two_refused_services_are_both_found() {
     let mut world = World::start(TestKernel::new());
     world.kernel.with(|state| state.refuses.extend(["10.6.6.1:".into(), "10.6.6.2:".into()]));
@@ -215,7 +334,7 @@ async fn lost_rules_are_written_again_and_told() {
     world.program(&[("ns/a", Some(web(1, "10.0.0.1")))]).await;
     let before = world.kernel.with(|state| state.fake.save());
     world.kernel.with(|state| state.fake = Fake::default());
-    world.programmed.wait_for(|programmed| programmed.event.is_some()).await.unwrap();
+    world.programmed.wait_for(|programmed| !programmed.events.is_empty()).await.unwrap();
     assert_eq!(world.kernel.with(|state| state.fake.save()), before);
 }
 

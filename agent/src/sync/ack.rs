@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distributary_model::codec::messages;
-use distributary_model::{Cursor, Hash, Key, Name};
+use distributary_model::{Cursor, Hash, Key, Name, limits};
 use distributary_proto::v1 as pb;
+use prost::Message;
 
 /// Acks come at most this often, but for rejections.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -20,8 +21,8 @@ pub struct Programmed {
     pub took: Duration,
     /// The records whose newest content is not in the kernel.
     pub rejected: Arc<BTreeMap<Arc<Key>, Rejected>>,
-    /// What happened on the node, with a number that grows.
-    pub event: Option<(u64, Event)>,
+    /// What happened on the node lately, each with a number that grows.
+    pub events: Vec<(u64, Event)>,
 }
 
 /// A record that the kernel refused.
@@ -31,6 +32,8 @@ pub struct Rejected {
     pub hash: Hash,
     /// What the tool said.
     pub message: String,
+    /// It is the node that lacks something, so it is tried again though the content is the same.
+    pub node: bool,
 }
 
 /// Something about the node that its operators should see.
@@ -40,15 +43,28 @@ pub enum Event {
     RulesRestored(String),
 }
 
-/// The rejected records, as they travel.
+/// The rejected records, as they travel: as many as leave a message room within its limit.
 pub fn rejections(rejected: &BTreeMap<Arc<Key>, Rejected>, own: &Name) -> Vec<pb::Rejection> {
+    const BYTES: usize = limits::AGENT_MESSAGE_BYTES / 4;
+    const MESSAGE: usize = 200;
+    let mut left = BYTES;
     let rejection = |(key, rejected): (&Arc<Key>, &Rejected)| pb::Rejection {
         key: Some(messages::key(key, own)),
         content_hash: rejected.hash.to_bytes().to_vec().into(),
-        reason: pb::rejection::Reason::Content.into(),
-        message: rejected.message.chars().take(200).collect(),
+        reason: match rejected.node {
+            true => pb::rejection::Reason::Node,
+            false => pb::rejection::Reason::Content,
+        }
+        .into(),
+        message: rejected.message[..rejected.message.floor_char_boundary(MESSAGE)].to_owned(),
     };
-    rejected.iter().take(distributary_model::limits::LIST).map(rejection).collect()
+    let fits = |rejection: &pb::Rejection| {
+        let bytes = rejection.encoded_len() + 4;
+        let fits = bytes <= left;
+        left = left.saturating_sub(bytes);
+        fits
+    };
+    rejected.iter().map(rejection).take_while(fits).collect()
 }
 
 /// Decides when an Ack is due on one stream.
@@ -56,9 +72,16 @@ pub fn rejections(rejected: &BTreeMap<Arc<Key>, Rejected>, own: &Name) -> Vec<pb
 pub struct Acks {
     sent: Programmed,
     sent_at: Option<Instant>,
+    /// Number of the newest event that was told to anybody.
+    told: u64,
 }
 
 impl Acks {
+    /// Another stream begins: its server was told nothing yet, but for events, which are told once.
+    pub fn next_stream(&mut self) {
+        *self = Self { told: self.told, ..Self::default() };
+    }
+
     /// The Ack to send now, or when to ask again. `epoch` is of the stream: what is programmed of another server
     /// process says nothing to this one.
     pub fn due(&mut self, now: &Programmed, stream: Option<Cursor>, own: &Name, at: Instant) -> Due {
@@ -73,7 +96,7 @@ impl Acks {
         {
             return Due::At(next);
         }
-        let news = now.event.as_ref().filter(|event| self.sent.event.as_ref() != Some(event));
+        let news = now.events.iter().filter(|(number, _)| *number > self.told);
         let events = news.map(|(_, Event::RulesRestored(message))| pb::NodeEvent {
             r#type: pb::node_event::Type::RulesRestored.into(),
             message: message.clone(),
@@ -82,8 +105,9 @@ impl Acks {
             through: programmed.through.0,
             programming_micros: u64::try_from(now.took.as_micros()).unwrap_or(u64::MAX),
             rejected: rejections(&now.rejected, own),
-            events: events.into_iter().collect(),
+            events: events.collect(),
         };
+        self.told = now.events.last().map_or(self.told, |(number, _)| *number);
         self.sent = now.clone();
         self.sent_at = Some(at);
         Due::Now(pb::AgentMessage { message: Some(pb::agent_message::Message::Ack(ack)) })
@@ -126,12 +150,35 @@ mod tests {
         assert_eq!(acks.due(&programmed(1), stream, &own, start), Due::Nothing);
         let soon = start + Duration::from_millis(300);
         assert_eq!(acks.due(&programmed(2), stream, &own, soon), Due::At(start + PERIOD));
-        let rejected = Rejected { hash: Hash(1), message: "no".into() };
+        let rejected = Rejected { hash: Hash(1), message: "no".into(), node: false };
         let key = Arc::new(Key::service("c", "ns", "name"));
         let refused = Programmed { rejected: Arc::new([(key, rejected)].into()), ..programmed(2) };
         assert_eq!(through(&acks.due(&refused, stream, &own, soon)), 2);
         let later = Programmed { cursor: programmed(3).cursor, ..refused };
         assert_eq!(through(&acks.due(&later, stream, &own, soon + PERIOD)), 3);
+    }
+
+    #[test]
+    fn an_event_is_told_once_and_rejections_leave_room() {
+        let (mut acks, own) = (Acks::default(), Name::from("c"));
+        let events = vec![(1, Event::RulesRestored("a".into())), (2, Event::RulesRestored("b".into()))];
+        let now = Programmed { events, ..programmed(1) };
+        let told = |due: &Due| match due {
+            Due::Now(pb::AgentMessage { message: Some(pb::agent_message::Message::Ack(ack)) }) => {
+                ack.events.len()
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(told(&acks.due(&now, now.cursor, &own, Instant::now())), 2);
+        acks.next_stream();
+        assert_eq!(told(&acks.due(&now, now.cursor, &own, Instant::now())), 0);
+
+        let many = (0..5_000).map(|i| {
+            let rejected = Rejected { hash: Hash(i), message: "ä".repeat(300), node: true };
+            (Arc::new(Key::service("c", "ns", format!("service-{i}"))), rejected)
+        });
+        let hello = pb::Hello { parked: rejections(&many.collect(), &own), ..Default::default() };
+        assert!(hello.encoded_len() < limits::AGENT_MESSAGE_BYTES / 2 && hello.parked.len() > 100);
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub struct Client {
     pub programmed: watch::Receiver<Programmed>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Since when every server that was found is behind what is held; `None`: it is not so.
+    pub behind_since: Option<Instant>,
 }
 
 impl Client {
@@ -51,17 +53,20 @@ impl Client {
     /// Never: without a server the rules stay, and it is tried again.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
-        let mut behind_since: Option<Instant> = None;
+        let mut acks = Acks::default();
         for turn in 0_usize.. {
             let server = self.servers[turn % self.servers.len()].clone();
             let began = Instant::now();
-            let accept_older = behind_since.is_some_and(|since| since.elapsed() >= BEHIND);
-            let ended = self.stream(&server, accept_older).await;
+            let accept_older = self.behind_since.is_some_and(|since| since.elapsed() >= BEHIND);
+            acks.next_stream();
+            let ended = self.stream(&server, accept_older, &mut acks).await;
             self.metrics.connected.set(0);
             let delay = match ended {
-                Ok(Throttled { retry_after, reason }) => {
+                Ok(Throttled { retry_after, reason, behind }) => {
                     tracing::info!(server, reason, "the server asks to wait");
-                    behind_since.get_or_insert(began);
+                    if behind {
+                        self.behind_since.get_or_insert(began);
+                    }
                     retry_after.mul_f64(1.0 + fastrand::f64())
                 }
                 Err(e) => {
@@ -74,15 +79,17 @@ impl Client {
                     delay
                 }
             };
-            if self.session.is_live() {
-                behind_since = None;
-            }
             tokio::time::sleep(delay).await;
         }
         Ok(())
     }
 
-    async fn stream(&mut self, server: &str, accept_older: bool) -> anyhow::Result<Throttled> {
+    async fn stream(
+        &mut self,
+        server: &str,
+        accept_older: bool,
+        acks: &mut Acks,
+    ) -> anyhow::Result<Throttled> {
         let endpoint = Endpoint::from_shared(format!("http://{server}"))
             .with_context(|| format!("{server:?} is not HOST:PORT"))?
             .connect_timeout(CONNECT)
@@ -97,7 +104,7 @@ impl Client {
         let answer = tokio::time::timeout(SILENCE, client.subscribe(ReceiverStream::new(outbound)));
         let mut inbound = answer.await.context("no answer")?.map_err(clear)?.into_inner();
 
-        let (mut acks, mut stream) = (Acks::default(), None::<Cursor>);
+        let mut stream = None::<Cursor>;
         let mut ack_at = None;
         let mut heard_at = tokio::time::Instant::now();
         loop {
@@ -118,7 +125,9 @@ impl Client {
                         Heard::Staleness(staleness) => {
                             self.metrics.staleness.set(staleness.as_secs_f64());
                         }
-                        Heard::Throttle { retry_after, reason } => return Ok(Throttled { retry_after, reason }),
+                        Heard::Throttle { retry_after, reason, behind } => {
+                            return Ok(Throttled { retry_after, reason, behind });
+                        }
                         Heard::Batch(batch) => {
                             stream = batch.cursor.or(stream);
                             self.mailbox.put(batch, Instant::now());
@@ -126,6 +135,7 @@ impl Client {
                     }
                     self.metrics.heard(self.session.is_live());
                     if self.session.is_live() && !was_live {
+                        self.behind_since = None;
                         let (services, through) = (self.session.table().len(), stream.map(|cursor| cursor.through.0));
                         tracing::info!(server, services, revision = through, "in step with the server");
                     }
@@ -149,6 +159,7 @@ impl Client {
 struct Throttled {
     retry_after: Duration,
     reason: String,
+    behind: bool,
 }
 
 /// A status without the parts that only a debugger wants.

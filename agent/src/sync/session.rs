@@ -52,6 +52,8 @@ pub enum Heard {
         retry_after: Duration,
         /// Why.
         reason: String,
+        /// The server is behind what this agent holds.
+        behind: bool,
     },
 }
 
@@ -88,7 +90,8 @@ pub struct Session {
     decoder: Decoder,
     names: Interner,
     phase: Phase,
-    /// Services that changed since the last complete commit.
+    /// Services that changed in the table and were not handed on yet. Outlives streams: what a broken one had changed is
+    /// handed on with the next End.
     open: BTreeSet<Arc<Key>>,
 }
 
@@ -187,6 +190,7 @@ impl Session {
             Some(FromServer::Throttle(throttle)) => Ok(Heard::Throttle {
                 retry_after: Duration::from_millis(throttle.retry_after_millis.min(60_000)),
                 reason: throttle.reason,
+                behind: throttle.behind,
             }),
             // Moving before the stream ends and comparing buckets are offers; who passes them over gets a snapshot.
             Some(FromServer::Drain(_) | FromServer::BucketLists(_)) | None => Ok(Heard::Nothing),
@@ -215,7 +219,8 @@ impl Session {
             pb::begin::Mode::Repair => return Err(Malformed::new("a repair that was not asked for").into()),
         };
         let epoch = messages::epoch_from(&begin.epoch)?;
-        self.open.clear();
+        // The last record of what a Begin interrupts may be half said.
+        self.decoder.reset(self.cluster.clone());
         self.phase = Phase::Staging { epoch, staged, marks: Marks::default(), node: None };
         Ok(Heard::Nothing)
     }
@@ -272,15 +277,14 @@ impl Session {
         else {
             return Err(Malformed::new("an End without Begin").into());
         };
-        let mut touched = BTreeSet::new();
         match staged {
             Staged::Resume(changes) => {
                 for change in changes {
                     self.table.apply(&change)?;
-                    touched.insert(change.key);
+                    self.open.insert(change.key);
                 }
             }
-            Staged::Snapshot { records, .. } => self.replace(records, &end.sources, &mut touched),
+            Staged::Snapshot { records, .. } => self.replace(records, &end.sources),
         }
         self.compare_roots(&end.sources)?;
         marks.iter().for_each(|mark| self.marks.set(mark));
@@ -290,16 +294,12 @@ impl Session {
         self.cursor = Some(cursor);
         self.node_view.clone_from(&node);
         self.phase = Phase::Live { epoch };
+        let touched = std::mem::take(&mut self.open);
         Ok(Heard::Batch(self.batch(touched, Some(node), cursor)))
     }
 
     /// Makes a snapshot the table. Only records of complete sources may be dropped.
-    fn replace(
-        &mut self,
-        records: BTreeMap<Arc<Key>, Held>,
-        sources: &[pb::SourceState],
-        touched: &mut BTreeSet<Arc<Key>>,
-    ) {
+    fn replace(&mut self, records: BTreeMap<Arc<Key>, Held>, sources: &[pb::SourceState]) {
         let complete: BTreeSet<&str> = sources
             .iter()
             .filter(|source| source.complete)
@@ -314,12 +314,12 @@ impl Session {
             .collect();
         for key in gone {
             self.table.set(&key, None);
-            touched.insert(key);
+            self.open.insert(key);
         }
         for (key, held) in records {
             if self.table.get(&key).is_none_or(|old| old.hash != held.hash) {
                 self.table.set(&key, Some(held));
-                touched.insert(key);
+                self.open.insert(key);
             }
         }
     }

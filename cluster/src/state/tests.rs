@@ -231,8 +231,53 @@ fn a_service_beyond_the_limits_is_not_sent() {
         "Service shop/web: it is not served: it has 1001 zone hints at one endpoint, 1000 are the limit";
     assert_eq!(message, want);
     assert_eq!(cluster.apply([slice_with("a", "web", &endpoint)]), Changes::default());
-    assert_eq!(cluster.apply([service("web", r#", "externalIPs": ["1.2.3.4"]"#)]).problems.len(), 1);
+    let touched = cluster.apply([service("web", r#", "externalIPs": ["1.2.3.4"]"#)]);
+    assert_eq!(touched, Changes::default(), "it is told once");
     assert_eq!(cluster.apply([slice("a", "web", &["10.0.0.1"])]).records.len(), 1);
+    assert_eq!(cluster.apply([slice_with("a", "web", &endpoint)]).problems.len(), 1, "it starts anew");
+    cluster.apply([gone(ObjectKind::Service, "web")]);
+    assert!(cluster.left_out.is_empty());
+}
+
+#[test]
+fn another_reason_to_be_left_out_is_told() {
+    let mut cluster = cluster([service("web", "")]);
+    cluster.limit = 1;
+    let two = || slice("a", "web", &["10.0.0.1", "10.0.0.2"]);
+    assert_eq!(cluster.apply([two()]).problems.len(), 1);
+    let three = slice("a", "web", &["10.0.0.1", "10.0.0.2", "10.0.0.3"]);
+    assert_eq!(cluster.apply([three]).problems, [], "another number is no other reason");
+    let ips: Vec<String> = (0..=LIST).map(|i| format!(r#""1.2.{}.{}""#, i / 250, i % 250)).collect();
+    let problems =
+        cluster.apply([service("web", &format!(r#", "externalIPs": [{}]"#, ips.join(",")))]).problems;
+    let message = problems[0].to_string();
+    assert_eq!(message, "Service shop/web: it is not served: it has 1001 external IPs, 1000 are the limit");
+    assert_eq!(cluster.apply([service("web", "")]).problems.len(), 1);
+}
+
+#[test]
+fn a_service_for_which_a_stream_has_no_room_waits_for_it() {
+    let mut cluster = cluster([service("a", ""), service("b", ""), service("c", "")]);
+    cluster.limit = 4;
+    cluster.apply([slice("a", "a", &["10.0.0.1", "10.0.0.2", "10.0.0.3"]), slice("b", "b", &["10.0.0.4"])]);
+    let changes = cluster.apply([slice("b", "b", &["10.0.0.4", "10.0.0.5"])]);
+    assert_eq!(changes.records[0].change.op, Op::Removed);
+    let message = changes.problems[0].to_string();
+    let want =
+        "Service shop/b: it is not served: with it there are 5 endpoints in the cluster, 4 are the limit";
+    assert_eq!(message, want);
+    assert_eq!((addresses(&cluster, "shop/b"), addresses(&cluster, "shop/c")), (None, Some(vec![])));
+    consistent(&cluster);
+    let changes = cluster.apply([slice("a", "a", &["10.0.0.1", "10.0.0.2"])]);
+    assert_eq!((changes.records.len(), changes.problems), (2, vec![]));
+    assert_eq!(addresses(&cluster, "shop/b").unwrap().len(), 2, "it came back with the room");
+    // The other way round in one batch: what grows has the lesser key.
+    let changes = cluster
+        .apply([slice("a", "a", &["10.0.0.1", "10.0.0.2", "10.0.0.3"]), slice("b", "b", &["10.0.0.4"])]);
+    assert_eq!((changes.problems.len(), changes.records.len(), cluster.table().endpoints()), (0, 2, 4));
+    let order: Vec<&str> = changes.records.iter().map(|record| &*record.change.key.name).collect();
+    assert_eq!(order, ["b", "a"], "agents are never beyond the limit in between");
+    consistent(&cluster);
 }
 
 /// 100,000 endpoints have to fit in some 25 MB: kept once in slices, once in records.

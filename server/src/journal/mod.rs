@@ -6,6 +6,7 @@ mod log;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use distributary_model::codec::{Frames, messages};
 use distributary_model::{Epoch, Hash, Key, Kind, Mark, Marks, Name, NodeView, ObjectKind, Revision, hash};
 use distributary_proto::v1 as pb;
 
-pub use log::{Evicted, LOG_BYTES, Log};
+pub use log::{Evicted, LOG_BYTES, Log, Logged};
 use snapshot::Snapshot;
 
 use crate::source::Update;
@@ -154,8 +155,8 @@ impl Journal {
         &self.cluster
     }
 
-    /// The frames of all records.
-    pub fn snapshot(&self) -> Vec<Bytes> {
+    /// The frames of all records, the same list for all who ask at the same revision.
+    pub fn snapshot(&self) -> Arc<[Bytes]> {
         self.snapshot.frames(self.cluster.table(), &self.own)
     }
 

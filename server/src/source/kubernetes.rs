@@ -16,7 +16,7 @@ use tracing::{debug, info, warn};
 pub use super::client::client;
 use super::client::{self, Lines, WHOLE, escape};
 use super::probe::{self, Found, probe};
-use super::watch::{Failure, Request, Retry, Watch};
+use super::watch::{Failure, LASTED, Request, Retry, Watch};
 use super::{Source, Update, wire};
 
 /// Objects of one page of a list.
@@ -59,6 +59,7 @@ impl Source for Kubernetes {
                 watch: Watch::new(kind),
                 updates: updates.clone(),
                 outage: outage.clone(),
+                awaiting: None,
                 backoff: Backoff::new(Duration::from_millis(500), Duration::from_secs(30)),
             };
             follow.run()
@@ -83,6 +84,8 @@ struct Follow {
     watch: Watch,
     updates: mpsc::Sender<Update>,
     outage: Arc<Outage>,
+    /// Since when the present answer tells of changes, as everything is listed.
+    awaiting: Option<Instant>,
     backoff: Backoff,
 }
 
@@ -106,6 +109,7 @@ impl Follow {
 
     /// One request with its answer, and the wait after it.
     async fn step(&mut self) -> Result<(), Closed> {
+        self.awaiting = None;
         let answered = match self.watch.request() {
             Request::Nothing => return self.idle().await,
             Request::Page(after) => self.page(after).await?,
@@ -118,11 +122,16 @@ impl Follow {
                 self.stream(query).await?
             }
         };
+        let lasted = self.awaiting.map_or(Duration::ZERO, |since| since.elapsed());
+        // A list alone resets nothing: it is what is asked for again where watches break off.
+        if lasted >= LASTED {
+            self.backoff.reset();
+        }
         let retry = match answered {
             Ok(End::Again) => Retry::Now,
-            Ok(End::Eof) => self.watch.ended(),
+            Ok(End::Eof) => self.watch.ended(lasted),
             Err(failure) => {
-                let retry = self.watch.failed(&failure);
+                let retry = self.watch.failed(&failure, lasted);
                 // What is answered by asking otherwise is no outage.
                 if retry == Retry::Later {
                     self.outage.began(self.kind, &failure);
@@ -166,7 +175,7 @@ impl Follow {
             Ok(page) => self.watch.page(page),
             Err(what) => return Ok(Err(Failure::Transport(what))),
         }
-        self.alive();
+        self.outage.ended(self.kind);
         self.send().await?;
         Ok(Ok(End::Again))
     }
@@ -272,8 +281,9 @@ impl Follow {
         Ok(true)
     }
 
+    /// Changes are awaited, and the API server answers.
     fn alive(&mut self) {
-        self.backoff.reset();
+        self.awaiting.get_or_insert_with(Instant::now);
         self.outage.ended(self.kind);
     }
 

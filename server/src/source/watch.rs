@@ -5,6 +5,11 @@
 //! does not have that. Then a watch from there on. Connections that end are taken up from the last version that was
 //! heard of; only where the API server has forgotten that version, or was rewound behind it, everything is listed anew.
 //! What a list shows is held back until it is complete, and is then one update.
+//!
+//! A watch that ends is asked for again at once only where it lasted for some seconds, what it began with not counted: an
+//! API server whose watches break off as soon as everything is listed must not be made to list without end.
+
+use std::time::Duration;
 
 use distributary_cluster::{Event, ObjectKey};
 use distributary_model::ObjectKind;
@@ -37,6 +42,9 @@ pub(super) enum Failure {
     Transport(String),
 }
 
+/// Watches that lasted for so long after their list work.
+pub(super) const LASTED: Duration = Duration::from_secs(5);
+
 /// When to ask again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Retry {
@@ -68,8 +76,6 @@ pub(super) struct Watch {
     version: String,
     /// The same as a number; 0: it is none.
     mark: u64,
-    /// Something came since the present watch was asked for.
-    lively: bool,
     /// What consumers have not been given yet.
     update: Update,
 }
@@ -84,7 +90,6 @@ impl Watch {
             staged: Vec::new(),
             version: String::new(),
             mark: 0,
-            lively: false,
             update: Update::default(),
         };
         watch.begin();
@@ -92,8 +97,7 @@ impl Watch {
     }
 
     /// What to ask next.
-    pub(super) fn request(&mut self) -> Request {
-        self.lively = false;
+    pub(super) fn request(&self) -> Request {
         match &self.phase {
             Phase::Streaming => Request::Stream,
             Phase::Paging(after) => Request::Page(after.clone()),
@@ -143,7 +147,6 @@ impl Watch {
                 _ => {}
             },
         }
-        self.lively = true;
         Ok(())
     }
 
@@ -159,28 +162,28 @@ impl Watch {
         }
     }
 
-    /// The answer ended as it may: an API server ends every watch after some minutes.
-    pub(super) fn ended(&mut self) -> Retry {
-        let watching = self.is_watching();
-        if !watching || self.version.is_empty() {
+    /// The answer ended as it may: an API server ends every watch after some minutes. `lasted`: how long changes were
+    /// awaited, what came before everything was listed not counted.
+    pub(super) fn ended(&mut self, lasted: Duration) -> Retry {
+        if !self.is_watching() || self.version.is_empty() {
             self.begin();
         }
-        if watching && self.lively { Retry::Now } else { Retry::Later }
+        again(lasted)
     }
 
-    /// There was no answer, or it was a refusal.
-    pub(super) fn failed(&mut self, failure: &Failure) -> Retry {
+    /// There was no answer, or it was a refusal. `lasted`: as for [`Watch::ended`].
+    pub(super) fn failed(&mut self, failure: &Failure, lasted: Duration) -> Retry {
         let status = match failure {
             Failure::Status(status) => status,
             Failure::Transport(_) => {
-                self.ended();
+                self.ended(lasted);
                 return Retry::Later;
             }
         };
         match (&self.phase, status.code) {
             _ if status.is_expired() => {
                 self.begin();
-                if self.lively { Retry::Now } else { Retry::Later }
+                again(lasted)
             }
             // This is how those answer that do not have streaming lists, or have them switched off.
             (Phase::Streaming, 400 | 405 | 406 | 422) => {
@@ -200,7 +203,7 @@ impl Watch {
                 Retry::Later
             }
             _ => {
-                self.ended();
+                self.ended(lasted);
                 Retry::Later
             }
         }
@@ -262,6 +265,10 @@ impl Watch {
             self.update.fresh.push(self.kind);
         }
     }
+}
+
+fn again(lasted: Duration) -> Retry {
+    if lasted >= LASTED { Retry::Now } else { Retry::Later }
 }
 
 #[cfg(test)]

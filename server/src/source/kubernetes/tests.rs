@@ -223,6 +223,21 @@ async fn a_forgotten_version_is_listed_anew_and_shows_what_vanished() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn watches_that_break_off_after_their_list_are_asked_for_ever_less_often() {
+    let mut world = World::of(&[ObjectKind::Node]);
+    let since = Instant::now();
+    for _ in 0..20 {
+        let feed = world.next().await.watch();
+        feed.line(&node("ADDED", "a", 1));
+        feed.line(&bookmark(10, true));
+        assert!(world.told().await.ends_with("listed @10 fresh"));
+        feed.line(&error(410));
+    }
+    world.next().await;
+    assert!(since.elapsed() > Duration::from_secs(60), "{:?}", since.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn deletions_are_seen_after_lists_that_failed() {
     let (mut world, feed) = World::watching(&["a", "b"]).await;
     feed.line(&error(410));

@@ -68,19 +68,34 @@ fn a_streaming_list_goes_over_into_a_watch() {
     watch.line(node("DELETED", "b", 10)).unwrap();
     watch.line(bookmark("12", false)).unwrap();
     assert_eq!(told(&mut watch), "+a -b @12 fresh");
-    assert_eq!(watch.ended(), Retry::Now);
+    assert_eq!(watch.ended(LASTED), Retry::Now);
     assert_eq!(watch.request(), Request::Watch("12".to_owned()));
-    assert_eq!(watch.ended(), Retry::Later, "an API server that ends watches at once is not pressed");
+    assert_eq!(
+        watch.ended(Duration::ZERO),
+        Retry::Later,
+        "an API server that ends watches at once is not pressed"
+    );
 }
 
 #[test]
 fn a_streaming_list_shows_what_vanished_too() {
     let mut watch = watching();
-    assert_eq!(watch.failed(&status(410)), Retry::Now);
+    assert_eq!(watch.failed(&status(410), LASTED), Retry::Now);
     assert_eq!(watch.request(), Request::Stream);
     watch.line(node("ADDED", "b", 3)).unwrap();
     watch.line(bookmark("20", true)).unwrap();
     assert_eq!(told(&mut watch), "+b ?a listed @20 fresh");
+}
+
+#[test]
+fn a_watch_that_breaks_off_after_its_list_does_not_list_at_once() {
+    let mut watch = watching();
+    assert_eq!(watch.failed(&status(410), Duration::from_millis(300)), Retry::Later);
+    assert_eq!(watch.request(), Request::Stream);
+    watch.line(node("ADDED", "b", 3)).unwrap();
+    assert_eq!(watch.failed(&status(410), Duration::ZERO), Retry::Later, "what a list shows is no life");
+    let mut watch = watching();
+    assert_eq!(watch.ended(Duration::ZERO), Retry::Later);
 }
 
 #[test]
@@ -89,7 +104,7 @@ fn an_api_server_without_streaming_lists_is_asked_page_by_page() {
         let mut watch = Watch::new(ObjectKind::Node);
         watch.request();
         let Err(refusal) = watch.line(Line::Error(Status { code, ..Status::default() })) else { panic!() };
-        assert_eq!(watch.failed(&refusal), Retry::Now);
+        assert_eq!(watch.failed(&refusal, Duration::ZERO), Retry::Now);
         assert_eq!(watch.request(), Request::Page(None));
         watch.page(page(&["a"], "5", Some("more")));
         assert_eq!(told(&mut watch), "");
@@ -103,11 +118,11 @@ fn an_api_server_without_streaming_lists_is_asked_page_by_page() {
 #[test]
 fn deletions_are_seen_however_often_listing_fails() {
     let mut watch = watching();
-    watch.failed(&status(410));
+    watch.failed(&status(410), Duration::ZERO);
     for failure in [dropped(), status(500), status(410), dropped()] {
         assert_eq!(watch.request(), Request::Stream);
         watch.line(node("ADDED", "a", 7)).unwrap();
-        watch.failed(&failure);
+        watch.failed(&failure, Duration::ZERO);
         assert_eq!(told(&mut watch), "");
     }
     watch.request();
@@ -120,10 +135,10 @@ fn deletions_are_seen_however_often_listing_fails() {
 fn a_page_token_that_expired_begins_the_list_anew() {
     let mut watch = Watch::new(ObjectKind::Node);
     watch.request();
-    watch.failed(&status(400));
+    watch.failed(&status(400), Duration::ZERO);
     watch.page(page(&["a"], "5", Some("more")));
     watch.request();
-    assert_eq!(watch.failed(&status(410)), Retry::Later);
+    assert_eq!(watch.failed(&status(410), Duration::ZERO), Retry::Later);
     assert_eq!(watch.request(), Request::Page(None));
     watch.page(page(&["b"], "6", None));
     let events = told(&mut watch);
@@ -136,7 +151,7 @@ fn a_dropped_watch_is_taken_up_where_it_was() {
     watch.line(node("ADDED", "c", 9)).unwrap();
     assert_eq!(told(&mut watch), "+c @9 fresh");
     for failure in [dropped(), status(500), status(429), status(401)] {
-        assert_eq!(watch.failed(&failure), Retry::Later);
+        assert_eq!(watch.failed(&failure, Duration::ZERO), Retry::Later);
         assert_eq!(watch.request(), Request::Watch("9".to_owned()));
     }
     assert_eq!(told(&mut watch), "");
@@ -156,10 +171,10 @@ fn versions_that_are_no_numbers_take_a_list() {
     let mut watch = Watch::new(ObjectKind::Node);
     watch.line(bookmark("x7", true)).unwrap();
     assert_eq!(told(&mut watch), "listed @0 fresh");
-    watch.ended();
+    watch.ended(LASTED);
     assert_eq!(watch.request(), Request::Watch("x7".to_owned()));
     watch.line(Line::Changed { version: 0, event: page(&["a"], "", None).events.remove(0) }).unwrap();
-    watch.ended();
+    watch.ended(LASTED);
     assert_eq!(watch.request(), Request::Stream);
 }
 
@@ -167,12 +182,12 @@ fn versions_that_are_no_numbers_take_a_list() {
 fn service_cidrs_may_not_be_served() {
     let mut watch = Watch::new(ObjectKind::ServiceCidr);
     watch.request();
-    assert_eq!(watch.failed(&status(404)), Retry::Now);
+    assert_eq!(watch.failed(&status(404), Duration::ZERO), Retry::Now);
     assert_eq!(told(&mut watch), "listed @0 fresh");
     assert_eq!(watch.request(), Request::Nothing);
     watch.recheck();
     assert_eq!(watch.request(), Request::Stream);
     let mut nodes = Watch::new(ObjectKind::Node);
-    assert_eq!(nodes.failed(&status(404)), Retry::Later);
+    assert_eq!(nodes.failed(&status(404), Duration::ZERO), Retry::Later);
     assert_eq!(told(&mut nodes), "");
 }

@@ -1,0 +1,198 @@
+use distributary_cluster::{Event, Object};
+use distributary_model::{Epoch, ObjectKind};
+use prost::Message as _;
+
+use super::*;
+use crate::source::Update;
+
+const OWN: &str = "default";
+
+/// A Service `s…` and its endpoints `10.1.…`, on nodes whose names nobody can compress.
+fn service(number: usize, endpoints: usize, random: &mut fastrand::Rng) -> [Event; 2] {
+    let service = format!(
+        r#"{{"metadata": {{"name": "s{number}", "namespace": "shop"}}, "spec": {{"clusterIP": "10.96.0.{number}",
+        "ports": [{{"name": "http", "port": 80}}]}}}}"#
+    );
+    let endpoints: Vec<String> = (0..endpoints)
+        .map(|i| {
+            let node: String = std::iter::repeat_with(|| random.alphanumeric()).take(40).collect();
+            format!(r#"{{"addresses": ["10.1.{}.{}"], "nodeName": "{node}"}}"#, i / 250, i % 250)
+        })
+        .collect();
+    let slice = format!(
+        r#"{{"metadata": {{"name": "s{number}-1", "namespace": "shop", "labels": {{"kubernetes.io/service-name":
+        "s{number}"}}}}, "addressType": "IPv4", "ports": [{{"name": "http", "port": 8080}}], "endpoints": [{}]}}"#,
+        endpoints.join(",")
+    );
+    [
+        Event::Upsert(Object::from_json(ObjectKind::Service, &service).unwrap()),
+        Event::Upsert(Object::from_json(ObjectKind::EndpointSlice, &slice).unwrap()),
+    ]
+}
+
+struct World {
+    journal: Journal,
+    session: Session,
+    now: Instant,
+    random: fastrand::Rng,
+}
+
+impl World {
+    fn new(log_bytes: usize) -> Self {
+        let now = Instant::now();
+        let mut journal = Journal::new(Epoch([1; 16]), OWN.into(), log_bytes, now);
+        journal.commit(Update { listed: ObjectKind::ALL.to_vec(), ..Update::default() }, now);
+        Self { journal, session: Session::new(now, 0.5), now, random: fastrand::Rng::with_seed(7) }
+    }
+
+    fn commit(&mut self, number: usize, endpoints: usize) {
+        let events = service(number, endpoints, &mut self.random).to_vec();
+        self.journal.commit(Update { events, ..Update::default() }, self.now);
+    }
+
+    /// Another stream, of an agent that holds everything up to a revision; `None`: nothing.
+    fn connect(&mut self, through: Option<u64>) {
+        let cursor = through.map(|through| pb::Cursor { epoch: vec![1; 16].into(), through });
+        let hello = pb::Hello {
+            cluster: OWN.into(),
+            node: "n1".into(),
+            schema: hash::SCHEMA,
+            role: pb::Role::Agent.into(),
+            scope: pb::Scope::All.into(),
+            cursor,
+            ..pb::Hello::default()
+        };
+        self.session = Session::new(self.now, 0.5);
+        self.hear(FromAgent::Hello(hello)).unwrap();
+    }
+
+    fn hear(&mut self, message: FromAgent) -> Result<Heard, Ended> {
+        self.session.on(pb::AgentMessage { message: Some(message) }, &OWN.into(), self.now)
+    }
+
+    fn pull(&mut self) -> Result<Option<FromServer>, Ended> {
+        let next = self.session.next(&self.journal, self.now)?;
+        Ok(next.and_then(|(bytes, _)| pb::ServerMessage::decode(&bytes[5..]).unwrap().message))
+    }
+
+    /// The next message, in a word.
+    fn said(&mut self) -> String {
+        match self.pull().unwrap() {
+            Some(FromServer::Begin(begin)) if begin.mode() == pb::begin::Mode::Resume => "resume".into(),
+            Some(FromServer::Begin(_)) => "snapshot".into(),
+            Some(FromServer::Node(_)) => "node".into(),
+            Some(FromServer::Frame(frame)) => format!("frame {}", frame.through),
+            Some(FromServer::End(end)) => format!("end {} of {}", end.revision, end.sources.len()),
+            None => "nothing".into(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn all(&mut self) -> Vec<String> {
+        std::iter::repeat_with(|| self.said()).take_while(|said| said != "nothing").collect()
+    }
+}
+
+#[test]
+fn who_says_nothing_is_sent_away() {
+    let mut world = World::new(1000);
+    assert_eq!(world.session.wake_at(), Some(world.now + HELLO_WITHIN));
+    world.now += HELLO_WITHIN - Duration::from_millis(1);
+    assert_eq!(world.pull(), Ok(None));
+    world.now += Duration::from_millis(1);
+    assert_eq!(world.pull().unwrap_err(), Malformed::new("no Hello within 5 s").into());
+}
+
+#[test]
+fn a_repair_is_granted_once_in_a_while() {
+    let mut world = World::new(1000);
+    let repair = || FromAgent::Repair(pb::Repair::default());
+    world.connect(None);
+    world.all();
+    world.hear(repair()).unwrap();
+    assert_eq!(world.all()[0], "snapshot");
+    world.now += Duration::from_secs(3);
+    world.hear(repair()).unwrap();
+    assert_eq!(world.all(), [""; 0]);
+    world.now += REPAIR_EVERY - Duration::from_secs(3);
+    world.hear(repair()).unwrap();
+    assert_eq!(world.all()[0], "snapshot");
+}
+
+#[test]
+fn a_throttle_says_whether_the_server_is_behind() {
+    let mut world = World::new(1000);
+    let mut throttled = |journal: Journal| {
+        let mark = pb::Mark { kind: pb::ObjectKind::Node.into(), resource_version: 7, ..pb::Mark::default() };
+        world.journal = journal;
+        world.session = Session::new(world.now, 0.5);
+        let hello = pb::Hello {
+            cluster: OWN.into(),
+            node: "n1".into(),
+            schema: hash::SCHEMA,
+            role: pb::Role::Agent.into(),
+            scope: pb::Scope::All.into(),
+            marks: vec![mark],
+            ..pb::Hello::default()
+        };
+        world.hear(FromAgent::Hello(hello)).unwrap();
+        world.now += PATIENCE;
+        let Ok(Some(FromServer::Throttle(throttle))) = world.pull() else { panic!() };
+        throttle.behind
+    };
+    let mut journal = Journal::new(Epoch([1; 16]), OWN.into(), 1000, Instant::now());
+    let marks = vec![(ObjectKind::Node, 6)];
+    journal.commit(Update { marks, listed: ObjectKind::ALL.to_vec(), ..Update::default() }, Instant::now());
+    assert!(throttled(journal));
+    assert!(!throttled(Journal::new(Epoch([1; 16]), OWN.into(), 1000, Instant::now())), "it has not listed");
+}
+
+#[test]
+fn a_resume_that_the_log_outruns_is_ended_and_followed_by_a_snapshot() {
+    let mut world = World::new(1000);
+    (1..5).for_each(|number| world.commit(number, 1));
+    world.connect(Some(1));
+    assert_eq!([world.said(), world.said(), world.said()], ["resume", "node", "frame 2"]);
+    (5..30).for_each(|number| world.commit(number, 1));
+    assert_eq!(world.said(), "end 2 of 0");
+    assert_eq!([world.said(), world.said()], ["snapshot", "node"]);
+    assert_eq!(world.all().last().unwrap(), "end 29 of 1");
+}
+
+#[test]
+fn a_resume_that_breaks_off_inside_of_a_commit_ends_the_stream() {
+    let mut world = World::new(100_000);
+    (1..5).for_each(|number| world.commit(number, 2000));
+    world.commit(5, 1200);
+    world.connect(Some(4));
+    assert_eq!([world.said(), world.said(), world.said()], ["resume", "node", "frame 0"]);
+    world.commit(6, 2000);
+    let Err(Ended::Throttled(why)) = world.pull() else { panic!() };
+    assert!(why.starts_with("the rest of a commit is no longer in the log"), "{why}");
+}
+
+#[test]
+fn whoever_would_have_to_be_told_more_than_everything_gets_a_snapshot() {
+    let mut world = World::new(32 << 20);
+    world.commit(1, 500);
+    (0..9).for_each(|_| world.commit(1, 500));
+    world.connect(Some(9));
+    assert_eq!(world.said(), "resume");
+    world.connect(Some(1));
+    assert!(world.journal.log().bytes_from(1).unwrap() > 2 * CHEAP_RESUME);
+    assert_eq!(world.said(), "snapshot");
+}
+
+#[test]
+fn all_who_join_share_one_snapshot() {
+    let mut world = World::new(1000);
+    world.commit(1, 1);
+    let first = world.journal.snapshot();
+    assert!(Arc::ptr_eq(&first, &world.journal.snapshot()));
+    world.connect(None);
+    world.said();
+    let Phase::Opening { lot: Lot::Snapshot { frames, .. }, .. } = &world.session.phase else { panic!() };
+    assert!(Arc::ptr_eq(&first, frames));
+    world.commit(2, 1);
+    assert!(!Arc::ptr_eq(&first, &world.journal.snapshot()));
+}
