@@ -34,7 +34,7 @@ bench:
 	@scripts/setup test
 	@scripts/controlplane kube-proxy > /dev/null
 	cargo build --release --workspace --bins
-	cargo bench -p distributary-agent
+	cargo bench -p distributary-agent --bench layout
 	target/release/bench
 
 # Licences, advisories and duplicates of dependencies; needs cargo-deny.
