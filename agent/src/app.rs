@@ -4,7 +4,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
-use distributary_model::Name;
 use distributary_runtime::admin::{self, SharedRegistry};
 use distributary_runtime::ready::{Pending, Ready};
 use distributary_runtime::tasks::Tasks;
@@ -22,7 +21,6 @@ use crate::reconcile::{Reconciler, Ruleset};
 use crate::sync::Programmed;
 use crate::sync::client::Client;
 use crate::sync::mailbox::Mailbox;
-use crate::sync::session::Session;
 
 /// Follows a server and programs the node until shutdown. The rules stay.
 ///
@@ -55,17 +53,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let ready = Ready::default();
     let (programmed, seen) = watch::channel(Programmed::default());
     let mailbox = Arc::new(Mailbox::default());
-    let cluster = Name::from(rules.cluster_id.as_str());
-    let node = Name::from(rules.node_name.trim().to_lowercase());
-    let client = Client {
-        servers: server,
-        session: Session::new(cluster.clone(), node),
-        cluster,
-        mailbox: mailbox.clone(),
-        programmed: seen.clone(),
-        metrics: metrics.clone(),
-        behind_since: None,
-    };
+    let (cluster, node) = (rules.cluster(), rules.node());
+    let client = Client::new(server, cluster, node, mailbox.clone(), seen.clone(), metrics.clone());
 
     let mut tasks = Tasks::default();
     tasks.spawn("ready", when_programmed(seen, ready.hold("the first write to the kernel")));

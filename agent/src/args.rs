@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use distributary_model::Name;
 use distributary_runtime::log::LogArgs;
 use ipnet::IpNet;
 
@@ -136,12 +137,22 @@ impl FlavourArg {
 }
 
 impl RuleArgs {
+    /// The node's name, as kube-proxy takes it: trimmed, and in lower case.
+    pub fn node(&self) -> Name {
+        self.node_name.trim().to_lowercase().into()
+    }
+
+    /// Id of the cluster.
+    pub fn cluster(&self) -> Name {
+        self.cluster_id.as_str().into()
+    }
+
     /// The options of a family's rules.
     ///
     /// # Errors
     /// When the arguments contradict each other: one clear line.
     pub fn options(&self, family: Family, flavour: Flavour) -> anyhow::Result<Options> {
-        let node = self.node_name.trim().to_lowercase();
+        let node = self.node();
         if node.is_empty() {
             bail!("--node-name is empty");
         }
@@ -151,7 +162,7 @@ impl RuleArgs {
         if let [first, second, ..] = cidrs[..] {
             bail!("--cluster-cidr has {first} and {second} of one family, at most one is possible");
         }
-        let mut options = Options::new(self.cluster_id.as_str(), node);
+        let mut options = Options::new(self.cluster(), node);
         options.flavour = flavour;
         options.detector = cidrs.first().map(|cidr| Detector::ClusterCidr(cidr.trunc()));
         options.masquerade_all = self.masquerade_all;

@@ -8,7 +8,7 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// What the agent counts.
@@ -50,12 +50,11 @@ impl Metrics {
     /// Registers every series.
     pub fn register(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("distributary_agent");
-        let millisecond_doubling = (0..15).map(|power| 0.001 * f64::from(1 << power));
         let this = Self {
             connected: Gauge::default(),
             services: Gauge::default(),
             revision: Gauge::default(),
-            programming: Histogram::new(millisecond_doubling),
+            programming: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
             restores: Counter::default(),
             restore_failures: Counter::default(),
             chains_written: Counter::default(),

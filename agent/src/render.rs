@@ -2,10 +2,10 @@
 
 use std::io::Write;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
-use distributary_cluster::{Cluster, Manifests};
+use distributary_cluster::{Cluster, Manifests, manifest};
 use distributary_model::{Key, Name, Service};
 use distributary_runtime::files;
 use prometheus_client::registry::Registry;
@@ -16,7 +16,9 @@ use crate::iptables::{Family, Flavour, Iptables};
 use crate::metrics::Metrics;
 use crate::sync::client::Client;
 use crate::sync::mailbox::Mailbox;
-use crate::sync::session::Session;
+
+/// How long a server may take to say what it has.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What a node would know.
 struct Known {
@@ -30,12 +32,12 @@ struct Known {
 /// When a manifest is broken, or the server cannot be asked.
 pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let RenderArgs { rules, manifests, server, insecure } = args;
-    let (cluster, node) = (Name::from(rules.cluster_id.as_str()), rules.node_name.trim().to_lowercase());
+    let (cluster, node) = (rules.cluster(), rules.node());
     let known = match (manifests, server) {
         (Some(path), _) => from_manifests(&path, cluster, &node)?,
         (None, Some(server)) => {
             check_servers(std::slice::from_ref(&server), insecure)?;
-            from_server(server, cluster, &node).await?
+            from_server(server, cluster, node).await?
         }
         (None, None) => bail!("neither --manifests nor --server is given"),
     };
@@ -58,7 +60,7 @@ pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
 }
 
 fn from_manifests(path: &std::path::Path, cluster: Name, node: &str) -> anyhow::Result<Known> {
-    let found = files::read_dir_files(path, &["yaml", "yml", "json"])
+    let found = files::read_dir_files(path, &manifest::EXTENSIONS)
         .with_context(|| format!("--manifests {} cannot be read", path.display()))?;
     let (events, problems) = Manifests::default().apply(found);
     if !problems.is_empty() {
@@ -75,23 +77,15 @@ fn from_manifests(path: &std::path::Path, cluster: Name, node: &str) -> anyhow::
     Ok(Known { services, zone: state.node(node).map(|node| node.zone.clone()).unwrap_or_default() })
 }
 
-async fn from_server(server: String, cluster: Name, node: &str) -> anyhow::Result<Known> {
+async fn from_server(server: String, cluster: Name, node: Name) -> anyhow::Result<Known> {
     let mailbox = Arc::new(Mailbox::default());
     let (_nothing, programmed) = watch::channel(Default::default());
-    let client = Client {
-        servers: vec![server.clone()],
-        session: Session::new(cluster.clone(), node.into()),
-        cluster,
-        mailbox: mailbox.clone(),
-        programmed,
-        metrics: Metrics::register(&mut Registry::default()),
-        behind_since: None,
-    };
-    let started = Instant::now();
+    let metrics = Metrics::register(&mut Registry::default());
+    let client = Client::new(vec![server.clone()], cluster, node, mailbox.clone(), programmed, metrics);
     let (batch, _) = tokio::select! {
         ended = client.run() => { ended?; bail!("the server {server} ended the stream") }
-        taken = tokio::time::timeout(std::time::Duration::from_secs(30), mailbox.take()) => taken.with_context(|| {
-            format!("the server {server} did not say what it has within {} s", started.elapsed().as_secs())
+        taken = tokio::time::timeout(PATIENCE, mailbox.take()) => taken.with_context(|| {
+            format!("the server {server} did not say what it has within {} s", PATIENCE.as_secs())
         })?,
     };
     let services = batch.services.into_iter().filter_map(|(key, service)| Some((key, service?))).collect();

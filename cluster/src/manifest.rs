@@ -12,6 +12,9 @@ use serde_saphyr::Spanned;
 use crate::Object;
 use crate::lean::{Metadata, NoLabels, or_default};
 
+/// The extensions of files that hold manifests.
+pub const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
+
 /// What a file holds.
 #[derive(Debug, Default, PartialEq)]
 pub struct Manifest {

@@ -125,7 +125,8 @@ pub fn key(key: &Key) -> Hash {
     input.hash()
 }
 
-fn bucket(of: &Key) -> usize {
+/// The bucket of a record, 0 to 255.
+pub fn bucket(of: &Key) -> usize {
     usize::from(key(of).to_bytes()[0])
 }
 
@@ -147,12 +148,10 @@ impl fmt::Debug for Digest {
 }
 
 impl Digest {
-    /// Takes a record's change in: its hash before, and after (`None`: no record). Says which bucket it is in.
-    pub fn change(&mut self, key: &Key, before: Option<Hash>, after: Option<Hash>) -> usize {
-        let index = bucket(key);
-        let sum = &mut self.0[index];
+    /// Takes a record's change in: its hash before, and after (`None`: no record).
+    pub fn change(&mut self, key: &Key, before: Option<Hash>, after: Option<Hash>) {
+        let sum = &mut self.0[bucket(key)];
         *sum = sum.minus(before.unwrap_or_default()).plus(after.unwrap_or_default());
-        index
     }
 
     /// The buckets' sums.

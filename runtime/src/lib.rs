@@ -3,6 +3,7 @@
 //! No domain word stands here.
 
 pub mod admin;
+pub mod alarm;
 pub mod backoff;
 pub mod files;
 pub mod log;

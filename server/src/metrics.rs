@@ -4,7 +4,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// How a stream began.
@@ -45,7 +45,6 @@ impl Metrics {
     /// Registers every series.
     pub fn register(registry: &mut Registry) -> Self {
         let registry = registry.sub_registry_with_prefix("distributary_server");
-        let millisecond_doubling = (0..15).map(|power| 0.001 * f64::from(1 << power));
         let this = Self {
             agents: Gauge::default(),
             begun: Family::default(),
@@ -57,7 +56,7 @@ impl Metrics {
             rejections: Counter::default(),
             problems: Counter::default(),
             revision: Gauge::default(),
-            programming: Histogram::new(millisecond_doubling),
+            programming: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
         };
         registry.register("agents", "Agents with an open stream", this.agents.clone());
         registry.register("streams_begun", "Streams that began, by how", this.begun.clone());

@@ -19,7 +19,7 @@ pub enum Scope {
 /// and of others stay, and so does a chain that their rules jump to.
 pub fn cleanup(kernel: &Dump<'_>, scope: Scope) -> Option<String> {
     let mut text = String::new();
-    for table in [Table::Nat, Table::Filter, Table::Mangle] {
+    for table in Table::ALL {
         let chains: BTreeMap<&str, &[&str]> = kernel.chains(table).collect();
         let jumps: Vec<(&str, String)> = match scope {
             Scope::All => JUMPS

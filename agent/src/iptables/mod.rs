@@ -199,11 +199,6 @@ impl Iptables {
         self.plan.conflicts()
     }
 
-    /// The chains that the kernel holds of ours, as far as is known.
-    pub fn chains(&self) -> usize {
-        self.kernel.len()
-    }
-
     /// Whose chain it is in the last write.
     pub fn owner(&self, chain: &str) -> Option<&Arc<Key>> {
         self.laid.iter().find(|(_, laid)| laid.chains.iter().any(|name| **name == *chain)).map(|(key, _)| key)
@@ -223,7 +218,7 @@ impl Iptables {
         self.kernel.clear();
         self.pinned.clear();
         self.levels.clear();
-        for table in [Table::Nat, Table::Filter, Table::Mangle] {
+        for table in Table::ALL {
             for (name, rules) in kernel.chains(table) {
                 if of_ours(table, name) {
                     let hash = Chain::new(name, rules.iter().copied()).hash();

@@ -14,6 +14,9 @@ pub enum Table {
 }
 
 impl Table {
+    /// Those that hold chains of ours.
+    pub const ALL: [Self; 3] = [Self::Nat, Self::Filter, Self::Mangle];
+
     /// As the tools call it.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -7,10 +7,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use super::{Kernel, KernelError};
-use crate::iptables::{self, Family, Flavour};
+use crate::iptables::{self, Family, Flavour, Table};
 
-/// The tables that hold chains of ours.
-pub const TABLES: [&str; 3] = ["nat", "filter", "mangle"];
 /// A tool that needs longer than this will not come back.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// Exit status of the tools for a lock that is held, or another lack of resources.
@@ -83,8 +81,8 @@ impl Kernel for Tools {
     async fn save(&mut self) -> Result<String, KernelError> {
         let program = format!("{}-save", self.name);
         let mut all = String::new();
-        for table in TABLES {
-            all.push_str(&self.run(&program, &["-t", table], None).await?);
+        for table in Table::ALL {
+            all.push_str(&self.run(&program, &["-t", table.as_str()], None).await?);
         }
         Ok(all)
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distributary_model::{Cursor, Hash, Key, Name, Record, Service, hash};
+use distributary_runtime::alarm;
 use distributary_runtime::backoff::Backoff;
 use tokio::sync::watch;
 
@@ -81,12 +82,6 @@ impl<K: Kernel> Reconciler<K> {
         let mut owed: Option<(Option<Cursor>, Instant)> = None;
         let mut retry_at = None;
         loop {
-            let retry = async {
-                match retry_at {
-                    Some(at) => tokio::time::sleep_until(at).await,
-                    None => std::future::pending().await,
-                }
-            };
             let (services, zone) = tokio::select! {
                 (batch, at) = mailbox.take() => {
                     self.begun = true;
@@ -95,7 +90,7 @@ impl<K: Kernel> Reconciler<K> {
                     let zone = batch.node.flatten().map(|node| node.zone);
                     (batch.services, zone)
                 }
-                () = retry => (Services::new(), None),
+                () = alarm::at(retry_at) => (Services::new(), None),
                 _ = watching.tick(), if self.begun && owed.is_none() => {
                     self.watch(false).await;
                     continue;
@@ -115,7 +110,7 @@ impl<K: Kernel> Reconciler<K> {
                 let delay = backoff.next_delay().max(Duration::from_millis(200));
                 let (error, retry_ms) = (failed.to_string(), delay.as_millis());
                 tracing::warn!(error, retry_ms, "the kernel was not written; what it holds stays");
-                tokio::time::Instant::now() + delay
+                tokio::time::Instant::now().into_std() + delay
             });
             if retry_at.is_none() {
                 backoff.reset();

@@ -1,5 +1,7 @@
 //! Whose rule it is that the tool complains about.
 
+use crate::iptables::names::is_per_service;
+
 /// What the line that the tool names tells.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Suspect<'a> {
@@ -14,12 +16,7 @@ pub(super) enum Suspect<'a> {
 pub(super) fn suspect<'a>(message: &str, text: &'a str) -> Option<Suspect<'a>> {
     let line = text.lines().nth(line_number(message)?.checked_sub(1)?)?;
     let name = line.strip_prefix("-A ").or_else(|| line.strip_prefix(':'))?.split(' ').next()?;
-    if ["KUBE-SVC-", "KUBE-SVL-", "KUBE-EXT-", "KUBE-SEP-"].iter().any(|prefix| name.starts_with(prefix))
-        && let None = service(line)
-    {
-        return Some(Suspect::Chain(name));
-    }
-    service(line).map(Suspect::Service)
+    service(line).map(Suspect::Service).or_else(|| is_per_service(name).then_some(Suspect::Chain(name)))
 }
 
 fn line_number(message: &str) -> Option<usize> {

@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use distributary_model::limits::FRAME_BYTES;
 use distributary_model::{Cursor, Name};
 use distributary_proto::v1 as pb;
+use distributary_runtime::alarm;
 use distributary_runtime::backoff::Backoff;
 use pb::distribution_client::DistributionClient;
 use tokio::sync::{mpsc, watch};
@@ -30,23 +31,31 @@ const HEALTHY: Duration = Duration::from_secs(10);
 /// Keeps the stream.
 #[derive(Debug)]
 pub struct Client {
-    /// HOST:PORT each; tried in turn.
-    pub servers: Vec<String>,
-    /// Id of the agent's cluster.
-    pub cluster: Name,
-    /// What is held.
-    pub session: Session,
-    /// Where batches go.
-    pub mailbox: Arc<Mailbox>,
-    /// What the kernel has.
-    pub programmed: watch::Receiver<Programmed>,
-    /// What is counted.
-    pub metrics: Metrics,
+    servers: Vec<String>,
+    cluster: Name,
+    session: Session,
+    mailbox: Arc<Mailbox>,
+    programmed: watch::Receiver<Programmed>,
+    metrics: Metrics,
     /// Since when every server that was found is behind what is held; `None`: it is not so.
-    pub behind_since: Option<Instant>,
+    behind_since: Option<Instant>,
 }
 
 impl Client {
+    /// Of an agent that holds nothing yet. `servers` are HOST:PORT each, tried in turn; batches go to the mailbox, and
+    /// `programmed` tells what of them is in the kernel.
+    pub fn new(
+        servers: Vec<String>,
+        cluster: Name,
+        node: Name,
+        mailbox: Arc<Mailbox>,
+        programmed: watch::Receiver<Programmed>,
+        metrics: Metrics,
+    ) -> Self {
+        let session = Session::new(cluster.clone(), node);
+        Self { servers, cluster, session, mailbox, programmed, metrics, behind_since: None }
+    }
+
     /// Goes on for ever.
     ///
     /// # Errors
@@ -108,12 +117,6 @@ impl Client {
         let mut ack_at = None;
         let mut heard_at = tokio::time::Instant::now();
         loop {
-            let alarm = async {
-                match ack_at {
-                    Some(at) => tokio::time::sleep_until(tokio::time::Instant::from_std(at)).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 message = tokio::time::timeout_at(heard_at + SILENCE, inbound.message()) => {
                     heard_at = tokio::time::Instant::now();
@@ -141,7 +144,7 @@ impl Client {
                     }
                 }
                 changed = self.programmed.changed() => changed.context("the reconciler is gone")?,
-                () = alarm => {}
+                () = alarm::at(ack_at) => {}
             }
             ack_at = None;
             let now = self.programmed.borrow_and_update().clone();

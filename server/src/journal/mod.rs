@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use distributary_cluster::{Cluster, Problem};
 use distributary_model::codec::{Frames, messages};
-use distributary_model::{Epoch, Hash, Key, Kind, Mark, Marks, Name, NodeView, ObjectKind, Revision, hash};
+use distributary_model::{Epoch, Hash, Kind, Mark, Marks, Name, NodeView, ObjectKind, Revision};
 use distributary_proto::v1 as pb;
 
 pub use log::{Evicted, LOG_BYTES, Log, Logged};
@@ -93,8 +93,7 @@ impl Journal {
             let mut frames = Frames::new(&self.own);
             for record in &changes.records {
                 let key = &record.change.key;
-                let bucket = usize::from(hash::key(key).to_bytes()[0]);
-                self.snapshot.changed(bucket, key, record.after.is_some());
+                self.snapshot.changed(key, record.after.is_some());
                 frames.push(&record.change, record.after.as_ref());
             }
             let frames = frames.finish(self.revision, &moved);
@@ -180,11 +179,6 @@ impl Journal {
     /// What is known of a node.
     pub fn node(&self, name: &str) -> Option<&NodeView> {
         self.cluster.node(name)
-    }
-
-    /// Whether a record exists.
-    pub fn holds(&self, key: &Key) -> bool {
-        self.cluster.table().get(key).is_some()
     }
 
     /// How the source stands, as it travels, at the newest revision.

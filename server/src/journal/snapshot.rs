@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use distributary_model::codec::Frames;
-use distributary_model::{Change, Key, Op, Revision, Table};
+use distributary_model::{Change, Key, Op, Revision, Table, hash};
 
 /// The frames of each bucket.
 #[derive(Debug)]
@@ -33,8 +33,9 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// A record of the bucket changed; `there`: it still exists.
-    pub(super) fn changed(&mut self, bucket: usize, key: &Arc<Key>, there: bool) {
+    /// A record changed; `there`: it still exists.
+    pub(super) fn changed(&mut self, key: &Arc<Key>, there: bool) {
+        let bucket = hash::bucket(key);
         match there {
             true => self.keys[bucket].insert(key.clone()),
             false => self.keys[bucket].remove(key),

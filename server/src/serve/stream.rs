@@ -7,6 +7,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use distributary_model::Name;
 use distributary_proto::v1::AgentMessage;
+use distributary_runtime::alarm;
 use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
@@ -96,13 +97,6 @@ impl Stream {
                 Ok(None) => {}
                 Err(ended) => return self.end(&ended),
             }
-            let wake_at = self.session.wake_at();
-            let alarm = async {
-                match wake_at {
-                    Some(at) => tokio::time::sleep_until(at.into()).await,
-                    None => std::future::pending().await,
-                }
-            };
             tokio::select! {
                 () = self.shutdown.cancelled() => {
                     return Next::End(Code::Unavailable, "this server is shutting down".into());
@@ -113,7 +107,7 @@ impl Stream {
                     }
                 }
                 _ = self.news.changed() => {}
-                () = alarm => {}
+                () = alarm::at(self.session.wake_at()) => {}
             }
         }
     }

@@ -53,15 +53,7 @@ impl World {
     /// Another stream, of an agent that holds everything up to a revision; `None`: nothing.
     fn connect(&mut self, through: Option<u64>) {
         let cursor = through.map(|through| pb::Cursor { epoch: vec![1; 16].into(), through });
-        let hello = pb::Hello {
-            cluster: OWN.into(),
-            node: "n1".into(),
-            schema: hash::SCHEMA,
-            role: pb::Role::Agent.into(),
-            scope: pb::Scope::All.into(),
-            cursor,
-            ..pb::Hello::default()
-        };
+        let hello = pb::Hello { cursor, ..hello() };
         self.session = Session::new(self.now, 0.5);
         self.hear(FromAgent::Hello(hello)).unwrap();
     }
@@ -91,6 +83,11 @@ impl World {
     fn all(&mut self) -> Vec<String> {
         std::iter::repeat_with(|| self.said()).take_while(|said| said != "nothing").collect()
     }
+}
+
+/// Of an agent that holds nothing.
+fn hello() -> pb::Hello {
+    pb::Hello { cluster: OWN.into(), node: "n1".into(), schema: hash::SCHEMA, ..pb::Hello::default() }
 }
 
 #[test]
@@ -126,15 +123,7 @@ fn a_throttle_says_whether_the_server_is_behind() {
         let mark = pb::Mark { kind: pb::ObjectKind::Node.into(), resource_version: 7, ..pb::Mark::default() };
         world.journal = journal;
         world.session = Session::new(world.now, 0.5);
-        let hello = pb::Hello {
-            cluster: OWN.into(),
-            node: "n1".into(),
-            schema: hash::SCHEMA,
-            role: pb::Role::Agent.into(),
-            scope: pb::Scope::All.into(),
-            marks: vec![mark],
-            ..pb::Hello::default()
-        };
+        let hello = pb::Hello { marks: vec![mark], ..hello() };
         world.hear(FromAgent::Hello(hello)).unwrap();
         world.now += PATIENCE;
         let Ok(Some(FromServer::Throttle(throttle))) = world.pull() else { panic!() };

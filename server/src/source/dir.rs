@@ -19,8 +19,6 @@ use tracing::{info, warn};
 
 use super::{Source, Update};
 
-/// The extensions of manifests.
-pub const EXTENSIONS: [&str; 3] = ["yaml", "yml", "json"];
 /// How often the directory is looked at.
 const EVERY: Duration = Duration::from_millis(200);
 /// Files that change are read once they have stayed as they are for so long…
@@ -182,7 +180,7 @@ async fn look(held: &mut Held) -> anyhow::Result<Vec<Event>> {
 /// Reading blocks, and a mounted directory may block for long.
 async fn stat(path: &Path) -> anyhow::Result<Stamps> {
     let path = path.to_owned();
-    spawn_blocking(move || stamps(&path, &EXTENSIONS)).await?
+    spawn_blocking(move || stamps(&path, &manifest::EXTENSIONS)).await?
 }
 
 /// What reading gave.

@@ -2,8 +2,13 @@
 //! the same run. Prints a Markdown table, and leaves it in `target/bench.md`.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
-#[path = "../bench/mod.rs"]
-mod bench;
+mod connections;
+mod figures;
+mod floor;
+mod kube_proxy;
+mod load;
+mod node;
+mod wire;
 
 use std::fs;
 use std::process::{Command, ExitCode};
@@ -19,13 +24,13 @@ use distributary_e2e::node::SERVER_ADMIN;
 use distributary_e2e::process::run;
 use kube::Client;
 
-use bench::connections::{self, Target};
-use bench::figures::{Samples, Table, seconds};
-use bench::floor::Floor;
-use bench::kube_proxy::KubeProxy;
-use bench::load::{ENDPOINTS, Load, MOST};
-use bench::node::{Agent, FirstSync, Node};
-use bench::wire::weigh;
+use connections::Target;
+use figures::{Samples, Table, seconds};
+use floor::Floor;
+use kube_proxy::KubeProxy;
+use load::{ENDPOINTS, Load, MOST};
+use node::{Agent, FirstSync, Node};
+use wire::weigh;
 
 /// kube-proxy is run up to this many Services: at 5,000 its first sync takes over ten minutes.
 const KUBE_PROXY_UP_TO: usize = 1000;
