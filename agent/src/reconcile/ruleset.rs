@@ -116,25 +116,59 @@ impl<K: Kernel> Ruleset<K> {
 
     /// Writes all that can be written. After an error everything that is not in the kernel is still wanted.
     async fn settle(&mut self, outcome: &mut Outcome) -> Result<(), KernelError> {
-        loop {
+        // The tool names a line more often than not, and to put its service aside is quicker than to search.
+        let mut aside = Vec::new();
+        let mut result = loop {
             let (message, text) = match self.write(outcome).await {
-                Ok(()) => return Ok(()),
+                Ok(()) => break Ok(()),
                 Err(Failed { error: KernelError::Refused { message, .. }, text })
                     if !self.good.is_empty() =>
                 {
                     (message, text)
                 }
-                Err(failed) => return Err(failed.error),
+                Err(failed) => break Err(failed.error),
             };
-            // The tool names a line more often than not, and that is quicker than to search.
             let Some(key) = suspect(&message, &text).and_then(|suspect| self.changed(&suspect)) else {
-                return self.search(message, outcome).await;
+                break self.search(message, outcome).await;
             };
             let wanted = self.rules.get(&key).cloned();
             let good = self.good.remove(&key).flatten();
-            self.set(&key, good);
-            outcome.refused.push(Refused::new(key, wanted, message));
+            self.set(&key, good.clone());
+            aside.push((key, wanted, good));
+        };
+        for (key, wanted, good) in aside {
+            if result.is_ok() {
+                let tried = self.alone(&key, wanted.as_ref(), good.as_ref(), outcome).await;
+                result = tried.map_err(|failed| failed.error);
+            }
+            if result.is_err() {
+                self.set(&key, wanted);
+                self.good.insert(key, good);
+            }
         }
+        result
+    }
+
+    /// Tries a service by itself. Who is refused twice is rejected, and keeps what was good (stream rule 4.2).
+    async fn alone(
+        &mut self,
+        key: &Arc<Key>,
+        wanted: Option<&Arc<Service>>,
+        good: Option<&Arc<Service>>,
+        outcome: &mut Outcome,
+    ) -> Result<(), Failed> {
+        let mut said = String::new();
+        for _ in 0..2 {
+            self.set(key, wanted.cloned());
+            match self.write(outcome).await {
+                Err(Failed { error: KernelError::Refused { message, .. }, .. }) => said = message,
+                written => return written,
+            }
+            self.set(key, good.cloned());
+            self.write(outcome).await?;
+        }
+        outcome.refused.push(Refused::new(key.clone(), wanted.cloned(), said));
+        Ok(())
     }
 
     /// Finds the services that are refused by halves.
@@ -149,40 +183,30 @@ impl<K: Kernel> Ruleset<K> {
         let good = std::mem::take(&mut self.good);
         let wanted: Services = good.keys().map(|key| (key.clone(), self.rules.get(key).cloned())).collect();
         let mut parts: Vec<Vec<Arc<Key>>> = vec![good.keys().cloned().collect()];
-        let mut tried = None;
         self.set_all(&parts[0], &good);
         // Without any of the new content: if that is refused as well, nobody in particular is to blame.
         let mut result = self.write(outcome).await;
         while result.is_ok()
             && let Some(part) = parts.pop()
         {
-            self.set_all(&part, &wanted);
-            result = match self.write(outcome).await {
-                Err(Failed { error: KernelError::Refused { message, .. }, .. }) => {
-                    self.set_all(&part, &good);
-                    let back = self.write(outcome).await;
-                    match &part[..] {
-                        [key] if tried.as_ref() == Some(key) && back.is_ok() => {
-                            let wanted = wanted.get(key).cloned().flatten();
-                            outcome.refused.push(Refused::new(key.clone(), wanted, message));
-                        }
-                        [key] => {
-                            tried = Some(key.clone());
-                            parts.push(part);
-                        }
-                        _ => {
-                            let (left, right) = part.split_at(part.len() / 2);
-                            parts.extend([right.to_vec(), left.to_vec()]);
-                        }
+            let of = |services: &Services, key| services.get(key).cloned().flatten();
+            result = if let [key] = &part[..] {
+                self.alone(key, of(&wanted, key).as_ref(), of(&good, key).as_ref(), outcome).await
+            } else {
+                self.set_all(&part, &wanted);
+                match self.write(outcome).await {
+                    Err(Failed { error: KernelError::Refused { .. }, .. }) => {
+                        let (left, right) = part.split_at(part.len() / 2);
+                        parts.extend([right.to_vec(), left.to_vec()]);
+                        self.set_all(&part, &good);
+                        self.write(outcome).await
                     }
-                    back
+                    written => written,
                 }
-                Err(failed) => {
-                    parts.push(part);
-                    Err(failed)
-                }
-                Ok(()) => Ok(()),
             };
+            if result.is_err() {
+                parts.push(part);
+            }
         }
         // What is left is wanted all the same.
         for part in &parts {

@@ -20,8 +20,9 @@ struct TestKernel(Arc<Mutex<State>>);
 #[derive(Debug)]
 struct State {
     fake: Fake,
-    /// A restore whose text contains one of these is refused.
+    /// A restore whose text contains one of these is refused, so many times.
     refuses: Vec<String>,
+    refusals: usize,
     /// So many restores fail for a lock.
     locked: usize,
     /// The restore of this number fails for a lock.
@@ -42,6 +43,7 @@ impl TestKernel {
         let state = State {
             fake: Fake::default(),
             refuses: Vec::new(),
+            refusals: usize::MAX,
             locked: 0,
             lock_at: None,
             most: usize::MAX,
@@ -84,7 +86,8 @@ impl Kernel for TestKernel {
                     return Err(KernelError::TooLong { program, message: "Message too long".into() });
                 }
                 let refused = state.refuses.iter().find(|what| section.contains(*what)).cloned();
-                let refused = refused.map(|what| {
+                let refused = refused.filter(|_| state.refusals > 0).map(|what| {
+                    state.refusals -= 1;
                     let at = text.lines().position(|line| line.contains(&what)).unwrap_or(0) + 1;
                     let line = if state.names_lines { format!("line {at}: ") } else { String::new() };
                     format!("{line}{} {what}", state.says)
@@ -207,8 +210,9 @@ async fn a_lock_at_the_moment_of_a_refusal_rejects_one_and_loses_nobody() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lock_in_the_middle_of_the_search_loses_nobody() {
-    for after in 0..12 {
+    for (after, names_lines) in (0..12).flat_map(|after| [(after, true), (after, false)]) {
         let mut world = World::start(TestKernel::new());
+        world.kernel.with(|state| state.names_lines = names_lines);
         world.program(&[("ns/old", Some(web(9, "10.0.0.9")))]).await;
         let restores = world.kernel.with(|state| {
             state.refuses.push("10.6.6.6".into());
@@ -284,6 +288,25 @@ async fn a_chain_that_somebody_edits_is_put_right_by_the_audit() {
     assert_ne!(world.kernel.with(|state| state.fake.save()), before);
     world.programmed.wait_for(|programmed| !programmed.events.is_empty()).await.unwrap();
     assert_eq!(world.kernel.with(|state| state.fake.save()), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_4_2_only_who_is_refused_alone_and_twice_is_rejected() {
+    for names_lines in [true, false] {
+        // In the batch, alone, and alone again.
+        for (refusals, rejected) in [(1, 0), (2, 0), (3, 1)] {
+            let mut world = World::start(TestKernel::new());
+            world.program(&[("ns/bad", Some(web(2, "10.0.0.2")))]).await;
+            world.kernel.with(|state| {
+                state.refuses.push("10.6.6.6".into());
+                (state.refusals, state.names_lines) = (refusals, names_lines);
+            });
+            let programmed = world.program(&[("ns/bad", Some(web(2, "10.6.6.6")))]).await;
+            assert_eq!(programmed.rejected.len(), rejected, "{names_lines} {refusals}");
+            let held = if rejected == 0 { "10.6.6.6:8080" } else { "10.0.0.2:8080" };
+            assert!(world.kernel.holds(held), "{names_lines} {refusals}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
