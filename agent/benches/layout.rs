@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use distributary_agent::iptables::fake::Fake;
 use distributary_agent::iptables::{Family, Flavour, Iptables, Options, parse};
-use distributary_agent::plan::Detector;
+use distributary_agent::plan::{Detector, NodeState};
 use distributary_model::testing::{CLUSTER, endpoint, key, service};
 use distributary_model::{Key, Protocol, Service};
 
@@ -40,9 +40,10 @@ fn main() {
     let model_rss = rss();
     for flavour in [Flavour::Nft, Flavour::Legacy] {
         let mut options = Options::new(CLUSTER, "n1");
-        options.detector = Some(Detector::ClusterCidr("10.128.0.0/9".parse().unwrap()));
         options.flavour = flavour;
+        let detector = Some(Detector::ClusterCidr("10.128.0.0/9".parse().unwrap()));
         let mut rules = Iptables::new(Family::V4, options.clone());
+        rules.set_node(NodeState { detector, ..NodeState::default() });
         let start = Instant::now();
         for (key, service) in &services {
             rules.set(key, Some(service.clone()));
@@ -99,6 +100,7 @@ fn main() {
             continue;
         };
         let mut again = Iptables::new(Family::V4, options);
+        again.set_node(rules.node().clone());
         for (key, service) in &services {
             again.set(key, Some(service.clone()));
         }

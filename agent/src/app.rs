@@ -33,10 +33,11 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     for family in families() {
         let mut tools = Tools::new(family, iptables_flavour.wanted());
         let flavour = tools.flavour().await?;
-        let options = rules.options(family, flavour)?;
+        let options = rules.options(flavour)?;
         // Asks for the same rights as writing does, and touches nothing.
         tools.save().await?;
-        let ruleset = Ruleset::new(family, tools, options);
+        let mut ruleset = Ruleset::new(family, tools, options);
+        ruleset.set_node(rules.node_state(family)?);
         tracing::info!(family = ruleset.name(), flavour = ?flavour, "will be programmed");
         rulesets.push(ruleset);
     }

@@ -10,7 +10,7 @@ use distributary_runtime::log::LogArgs;
 use ipnet::IpNet;
 
 use crate::iptables::{Family, Flavour, Options};
-use crate::plan::Detector;
+use crate::plan::{Detector, NodeState};
 
 /// Programs the packet filter of a node with the Services of its cluster.
 #[derive(Clone, Debug, clap::Parser)]
@@ -151,23 +151,31 @@ impl RuleArgs {
     ///
     /// # Errors
     /// When the arguments contradict each other: one clear line.
-    pub fn options(&self, family: Family, flavour: Flavour) -> anyhow::Result<Options> {
+    pub fn options(&self, flavour: Flavour) -> anyhow::Result<Options> {
         let node = self.node();
         if node.is_empty() {
             bail!("--node-name is empty");
         }
+        let mut options = Options::new(self.cluster(), node);
+        options.flavour = flavour;
+        options.masquerade_all = self.masquerade_all;
+        options.masquerade_bit = self.iptables_masquerade_bit;
+        Ok(options)
+    }
+
+    /// What a family's rules depend on of a node of which nothing else is known.
+    ///
+    /// # Errors
+    /// When the arguments contradict each other: one clear line.
+    pub fn node_state(&self, family: Family) -> anyhow::Result<NodeState> {
         let of_family =
             |cidr: &&IpNet| matches!((cidr, family), (IpNet::V4(_), Family::V4) | (IpNet::V6(_), Family::V6));
         let cidrs: Vec<&IpNet> = self.cluster_cidr.iter().filter(of_family).collect();
         if let [first, second, ..] = cidrs[..] {
             bail!("--cluster-cidr has {first} and {second} of one family, at most one is possible");
         }
-        let mut options = Options::new(self.cluster(), node);
-        options.flavour = flavour;
-        options.detector = cidrs.first().map(|cidr| Detector::ClusterCidr(cidr.trunc()));
-        options.masquerade_all = self.masquerade_all;
-        options.masquerade_bit = self.iptables_masquerade_bit;
-        Ok(options)
+        let detector = cidrs.first().map(|cidr| Detector::ClusterCidr(cidr.trunc()));
+        Ok(NodeState { detector, ..NodeState::default() })
     }
 }
 
@@ -217,10 +225,10 @@ mod tests {
             masquerade_all: false,
             iptables_masquerade_bit: 14,
         };
-        let options = args.options(Family::V6, Flavour::Nft).unwrap();
-        assert_eq!(options.detector, Some(Detector::ClusterCidr("fd00::/8".parse().unwrap())));
+        let state = args.node_state(Family::V6).unwrap();
+        assert_eq!(state.detector, Some(Detector::ClusterCidr("fd00::/8".parse().unwrap())));
         args.cluster_cidr.push("11.0.0.0/8".parse().unwrap());
-        let error = args.options(Family::V4, Flavour::Nft).unwrap_err().to_string();
+        let error = args.node_state(Family::V4).unwrap_err().to_string();
         assert_eq!(
             error,
             "--cluster-cidr has 10.0.0.0/8 and 11.0.0.0/8 of one family, at most one is possible"

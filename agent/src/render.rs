@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use crate::args::{RenderArgs, check_servers};
 use crate::iptables::{Family, Flavour, Iptables};
 use crate::metrics::Metrics;
+use crate::plan::NodeState;
 use crate::sync::client::Client;
 use crate::sync::mailbox::Mailbox;
 
@@ -42,8 +43,8 @@ pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
         (None, None) => bail!("neither --manifests nor --server is given"),
     };
     for family in [Family::V4, Family::V6] {
-        let mut iptables = Iptables::new(family, rules.options(family, Flavour::Nft)?);
-        iptables.set_zone(known.zone.clone());
+        let mut iptables = Iptables::new(family, rules.options(Flavour::Nft)?);
+        iptables.set_node(NodeState { zone: known.zone.clone(), ..rules.node_state(family)? });
         for (key, service) in &known.services {
             iptables.set(key, Some(service.clone()));
         }

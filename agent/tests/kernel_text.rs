@@ -13,7 +13,7 @@ use distributary_agent::iptables::rule::{Rule, Target, chance};
 use distributary_agent::iptables::{
     Family, Flavour, Hairpin, Iptables, Options, Scope, Table, cleanup, parse, probe,
 };
-use distributary_agent::plan::Detector;
+use distributary_agent::plan::{Detector, NodeState};
 use distributary_model::testing::{CLUSTER, endpoint, key, service};
 use distributary_model::{Protocol, Service};
 
@@ -94,10 +94,16 @@ fn each(test: impl Fn(Family, Flavour, &Namespace)) {
     }
 }
 
-fn options(family: Family, flavour: Flavour) -> Options {
-    let mut options = Options::new(CLUSTER, "n1");
+fn made(family: Family, options: Options) -> Iptables {
     let cidr = if family == Family::V4 { "10.128.0.0/9" } else { "fd01::/16" };
-    options.detector = Some(Detector::ClusterCidr(cidr.parse().unwrap()));
+    let detector = Some(Detector::ClusterCidr(cidr.parse().unwrap()));
+    let mut rules = Iptables::new(family, options);
+    rules.set_node(NodeState { detector, ..NodeState::default() });
+    rules
+}
+
+fn options(flavour: Flavour) -> Options {
+    let mut options = Options::new(CLUSTER, "n1");
     options.flavour = flavour;
     // What a user namespace takes.
     options.section = 20;
@@ -137,8 +143,8 @@ fn world(round: u32) -> Vec<(Arc<distributary_model::Key>, Service)> {
 fn what_the_tools_print_is_what_we_wrote() {
     each(|family, flavour, namespace| {
         for hairpin in [Hairpin::Bpf, Hairpin::Trie] {
-            let options = Options { hairpin, ..options(family, flavour) };
-            let mut rules = Iptables::new(family, options.clone());
+            let options = Options { hairpin, ..options(flavour) };
+            let mut rules = made(family, options.clone());
             rules.adopt(&parse(&namespace.save()));
             for round in 0..3 {
                 for (key, service) in world(round) {
@@ -150,7 +156,7 @@ fn what_the_tools_print_is_what_we_wrote() {
                 }
                 assert_eq!(rules.write(), None);
                 let saved = namespace.save();
-                let mut again = Iptables::new(family, options.clone());
+                let mut again = made(family, options.clone());
                 for (key, service) in world(round) {
                     again.set(&key, Some(Arc::new(service)));
                 }

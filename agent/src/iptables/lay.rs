@@ -189,8 +189,8 @@ impl Iptables {
     }
 
     fn lay_service(&mut self, key: &Arc<Key>) -> (Laid, Vec<Entry>, Vec<Chain>) {
-        let detector = self.options.detector.as_ref();
-        let style = Style { detector, masquerade_all: self.options.masquerade_all };
+        let detector = self.node().detector.clone();
+        let style = Style { detector: detector.as_ref(), masquerade_all: self.options.masquerade_all };
         let (mut entries, mut chains, mut hairpins) = (Vec::new(), Vec::new(), Vec::new());
         for port in self.plan.ports(key) {
             entries.extend(service::entries(&port, key));

@@ -26,7 +26,7 @@ use std::sync::Arc;
 
 use distributary_model::{Key, Name, Service};
 
-use crate::plan::{self, Conflict, Detector, Plan};
+use crate::plan::{self, Conflict, NodeState, Plan};
 use chain::{Chain, TextHash};
 use fixed::{JUMPS, Jump};
 use lay::Laid;
@@ -64,8 +64,6 @@ pub struct Options {
     pub cluster: Name,
     /// The node's name.
     pub node: Name,
-    /// Of the family; `None`: everything is taken for a pod's.
-    pub detector: Option<Detector>,
     /// All traffic to cluster IPs is masqueraded.
     pub masquerade_all: bool,
     /// Which bit of the packet mark asks for masquerading.
@@ -88,7 +86,6 @@ impl Options {
         Self {
             cluster: cluster.into(),
             node: node.into(),
-            detector: None,
             masquerade_all: false,
             masquerade_bit: 14,
             random_fully: true,
@@ -139,8 +136,7 @@ impl Iptables {
             family,
             cluster: options.cluster.clone(),
             node: options.node.clone(),
-            zone: Name::default(),
-            detector: options.detector.clone(),
+            state: NodeState::default(),
         };
         Self {
             family,
@@ -169,9 +165,15 @@ impl Iptables {
         self.plan.get(key)
     }
 
-    /// The node's zone, empty where it has none.
-    pub fn set_zone(&mut self, zone: Name) {
-        self.plan.set_zone(zone);
+    /// What is known of the node.
+    pub fn node(&self) -> &NodeState {
+        &self.plan.config().state
+    }
+
+    /// Another zone, address or detector makes all Services' rules anew; other addresses for node ports do not.
+    pub fn set_node(&mut self, state: NodeState) {
+        self.all |= *self.node() != state;
+        self.plan.set_node(state);
     }
 
     /// How many Services are wanted.

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::fake::{Fake, Fate, From, Packet};
 use super::*;
-use crate::plan::{Config, PortPlan};
+use crate::plan::{Config, Detector, PortPlan};
 
 const NODE: &str = "n1";
 const POD: &str = "10.128.0.99";
@@ -20,13 +20,22 @@ fn ip(text: &str) -> IpAddr {
 }
 
 fn options() -> Options {
-    let mut options = Options::new(CLUSTER, NODE);
-    options.detector = Some(Detector::ClusterCidr("10.128.0.0/9".parse().unwrap()));
-    options
+    Options::new(CLUSTER, NODE)
+}
+
+fn node() -> NodeState {
+    let detector = Some(Detector::ClusterCidr("10.128.0.0/9".parse().unwrap()));
+    NodeState { detector, ..NodeState::default() }
+}
+
+fn of(family: Family, options: Options, node: NodeState) -> Iptables {
+    let mut rules = Iptables::new(family, options);
+    rules.set_node(node);
+    rules
 }
 
 fn v4(options: Options) -> Iptables {
-    Iptables::new(Family::V4, options)
+    of(Family::V4, options, node())
 }
 
 /// Writes until there is nothing to write.
@@ -63,8 +72,7 @@ fn shop() -> Vec<(Arc<Key>, Service)> {
     ]
 }
 
-fn rendered(family: Family, options: Options) -> String {
-    let mut rules = Iptables::new(family, options);
+fn rendered(mut rules: Iptables) -> String {
     for (key, service) in shop() {
         rules.set(&key, Some(Arc::new(service)));
     }
@@ -73,20 +81,20 @@ fn rendered(family: Family, options: Options) -> String {
 
 #[test]
 fn a_small_shop() {
-    insta::assert_snapshot!("shop-v4", rendered(Family::V4, options()));
+    insta::assert_snapshot!("shop-v4", rendered(v4(options())));
     let mut options = options();
-    options.detector = Some(Detector::NodeCidr("fd01::/64".parse().unwrap()));
     options.hairpin = Hairpin::Trie;
     options.be_liberal = true;
-    insta::assert_snapshot!("shop-v6", rendered(Family::V6, options));
+    let detector = Some(Detector::NodeCidr("fd01::/64".parse().unwrap()));
+    insta::assert_snapshot!("shop-v6", rendered(of(Family::V6, options, NodeState { detector, ..node() })));
 }
 
 #[test]
 fn adopting_what_was_written_writes_nothing() {
     for family in [Family::V4, Family::V6] {
         let mut kernel = Fake::default();
-        let mut rules = Iptables::new(family, options());
-        let mut again = Iptables::new(family, options());
+        let mut rules = of(family, options(), node());
+        let mut again = of(family, options(), node());
         for (key, service) in shop() {
             rules.set(&key, Some(Arc::new(service.clone())));
             again.set(&key, Some(Arc::new(service)));
@@ -112,15 +120,15 @@ fn nothing_is_written_while_a_write_is_outstanding() {
 fn the_next_claimant_takes_over_in_the_same_write() {
     let mut kernel = Fake::default();
     let mut rules = v4(options());
-    let of = |created| {
+    let made = |created| {
         let endpoint = endpoint(&format!("10.128.1.{created}"), "", 80);
         service(&["10.96.0.1"])
             .port("", Protocol::Tcp, 80, 0)
             .endpoint(endpoint)
             .header(|h| h.created = created)
     };
-    rules.set(&key("a/late"), Some(Arc::new(of(2))));
-    rules.set(&key("b/early"), Some(Arc::new(of(1))));
+    rules.set(&key("a/late"), Some(Arc::new(made(2))));
+    rules.set(&key("b/early"), Some(Arc::new(made(1))));
     settle(&mut rules, &mut kernel);
     let packet = packet(From::Elsewhere, POD, ip("10.96.0.1"), Protocol::Tcp, 80);
     assert_eq!(kernel.fate(&packet).to[0].0, "10.128.1.1:80".parse().unwrap());
@@ -165,7 +173,7 @@ fn one_endpoint_of_many_rewrites_its_group_and_its_service() {
 #[test]
 fn shapes_that_only_history_explains_are_read_back() {
     for family in [Family::V4, Family::V6] {
-        let options = Options { hairpin: Hairpin::Trie, detector: None, ..options() };
+        let options = Options { hairpin: Hairpin::Trie, ..options() };
         let mut kernel = Fake::default();
         let mut rules = Iptables::new(family, options.clone());
         let made = |i: u16| {
@@ -386,14 +394,7 @@ fn in_between(before: &Expected, after: &Expected, now: &Fate) -> Result<(), Tes
 }
 
 fn plan() -> Plan {
-    let options = options();
-    Plan::new(Config {
-        family: Family::V4,
-        cluster: options.cluster,
-        node: options.node,
-        zone: "".into(),
-        detector: options.detector,
-    })
+    Plan::new(Config { family: Family::V4, cluster: CLUSTER.into(), node: NODE.into(), state: node() })
 }
 
 type Expected = Option<(PortPlan, Fate)>;

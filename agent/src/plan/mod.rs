@@ -53,6 +53,48 @@ pub enum Detector {
     Prefix(Name),
 }
 
+/// Which of this host's addresses have node ports (spec/kube-proxy.md §3.10).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePorts {
+    /// All of them.
+    Everywhere {
+        /// Those of the loopback network too. IPv4 only.
+        loopback: bool,
+    },
+    /// Only these.
+    At(BTreeSet<IpAddr>),
+}
+
+impl NodePorts {
+    /// Whether a process of this host reaches node ports at its loopback address.
+    pub fn loopback(&self) -> bool {
+        match self {
+            Self::Everywhere { loopback } => *loopback,
+            Self::At(addresses) => addresses.iter().any(IpAddr::is_loopback),
+        }
+    }
+}
+
+/// What may change of the node while it runs, as one family sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeState {
+    /// The node's zone; empty: none.
+    pub zone: Name,
+    /// Its primary address of the family: what source ranges must hold for the host to be let through (§3.11).
+    pub address: Option<IpAddr>,
+    /// Of the family; `None`: everything is taken for a pod's.
+    pub detector: Option<Detector>,
+    /// Where node ports are.
+    pub node_ports: NodePorts,
+}
+
+impl Default for NodeState {
+    fn default() -> Self {
+        let node_ports = NodePorts::Everywhere { loopback: false };
+        Self { zone: Name::default(), address: None, detector: None, node_ports }
+    }
+}
+
 /// What a plan depends on beside the records.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -62,10 +104,8 @@ pub struct Config {
     pub cluster: Name,
     /// The node's name.
     pub node: Name,
-    /// The node's zone; empty: none.
-    pub zone: Name,
-    /// Of the family; `None`: everything is taken for a pod's.
-    pub detector: Option<Detector>,
+    /// What else of the node.
+    pub state: NodeState,
 }
 
 /// Every Service that is wanted, and who owns what.
@@ -83,7 +123,7 @@ impl Plan {
         Self { config, services: HashMap::new(), owners: owners::Owners::default(), touched: BTreeSet::new() }
     }
 
-    /// What it was made with, and the zone of now.
+    /// What it was made with, and the node of now.
     pub fn config(&self) -> &Config {
         &self.config
     }
@@ -125,12 +165,13 @@ impl Plan {
         self.services.len()
     }
 
-    /// Another zone touches everything.
-    pub fn set_zone(&mut self, zone: Name) {
-        if self.config.zone != zone {
-            self.config.zone = zone;
+    /// Another node touches every Service, unless it differs in its node ports alone.
+    pub fn set_node(&mut self, state: NodeState) {
+        let of_services = |state: &NodeState| (state.zone.clone(), state.address, state.detector.clone());
+        if of_services(&self.config.state) != of_services(&state) {
             self.touch_all();
         }
+        self.config.state = state;
     }
 
     /// As if everything had been put anew.

@@ -156,14 +156,14 @@ pub(super) fn plan(config: &Config, owners: &Owners, key: &Arc<Key>, service: &S
 }
 
 fn fill(plan: &mut PortPlan, config: &Config, key: &Key, service: &Service, accessible: bool) {
-    let place = Place { node: &config.node, zone: &config.zone };
+    let place = Place { node: &config.node, zone: &config.state.zone };
     let uses = Uses {
         cluster: !plan.internal_local || accessible,
         local: plan.internal_local || (plan.external_local && accessible),
     };
     let candidates = candidates(config, key, service, &plan.port_name, plan.protocol);
     let lists = policy::lists(&candidates, place, uses);
-    let everywhere = plan.external_local && matches!(config.detector, Some(Detector::ClusterCidr(_)));
+    let everywhere = plan.external_local && matches!(config.state.detector, Some(Detector::ClusterCidr(_)));
     let used = |one: &&Candidate<'_>| {
         lists.cluster.binary_search(&one.address).is_ok() || lists.local.binary_search(&one.address).is_ok()
     };

@@ -32,8 +32,7 @@ fn planned_by(service: Service, zone: &str, detector: Option<Detector>) -> PortP
         family: Family::V4,
         cluster: CLUSTER.into(),
         node: SELF.into(),
-        zone: zone.into(),
-        detector,
+        state: NodeState { zone: zone.into(), detector, ..NodeState::default() },
     });
     let key = key("ns/svc");
     plan.set(&key, Some(Arc::new(service)));
@@ -204,8 +203,7 @@ fn source_ranges_and_families() {
         family: Family::V6,
         cluster: CLUSTER.into(),
         node: SELF.into(),
-        zone: Name::default(),
-        detector: None,
+        state: NodeState::default(),
     });
     plan.set(&key("ns/svc"), Some(Arc::new(v(vec![named("L")]))));
     assert!(plan.ports(&key("ns/svc")).is_empty());
@@ -217,16 +215,15 @@ fn equal_content_touches_nothing_and_a_zone_everything() {
         family: Family::V4,
         cluster: CLUSTER.into(),
         node: SELF.into(),
-        zone: Name::default(),
-        detector: None,
+        state: NodeState::default(),
     });
     plan.set(&key("ns/svc"), Some(Arc::new(v(vec![named("L")]))));
     assert_eq!(plan.settle().len(), 1);
     plan.set(&key("ns/svc"), Some(Arc::new(v(vec![named("L")]))));
     plan.set(&key("ns/none"), None);
     assert_eq!(plan.settle().len(), 0);
-    plan.set_zone("a".into());
+    plan.set_node(NodeState { zone: "a".into(), ..NodeState::default() });
     assert_eq!(plan.settle().len(), 1);
-    plan.set_zone("a".into());
+    plan.set_node(NodeState { zone: "a".into(), ..NodeState::default() });
     assert_eq!(plan.settle().len(), 0);
 }

@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use crate::kernel::{Kernel, KernelError};
 use crate::metrics::Metrics;
+use crate::plan::NodeState;
 use crate::sync::ack::{Event, Programmed, Rejected};
 use crate::sync::mailbox::Mailbox;
 
@@ -123,15 +124,19 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Programs a batch in all families.
     async fn program(&mut self, services: &Services, zone: Option<Name>) -> Pass {
+        for ruleset in self.rulesets.iter_mut().filter(|_| zone.is_some()) {
+            let zone = zone.clone().unwrap_or_default();
+            ruleset.set_node(NodeState { zone, ..ruleset.node().clone() });
+        }
         for key in services.keys() {
             self.rejected.remove(key);
             self.lacking.remove(key);
         }
         let mut pass = Pass::default();
-        let passes = self.rulesets.iter_mut().map(|ruleset| {
-            let zone = zone.clone();
-            async move { (ruleset.program(services, zone).await, ruleset.name()) }
-        });
+        let passes = self
+            .rulesets
+            .iter_mut()
+            .map(|ruleset| async move { (ruleset.program(services).await, ruleset.name()) });
         for (outcome, family) in futures::future::join_all(passes).await {
             self.metrics.restores.inc_by(outcome.restores);
             self.metrics.restore_failures.inc_by(outcome.failures);

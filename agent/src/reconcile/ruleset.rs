@@ -8,6 +8,7 @@ use super::Services;
 use super::suspect::{Suspect, suspect};
 use crate::iptables::{self, Family, Hairpin, Iptables, Options, Table};
 use crate::kernel::{Kernel, KernelError};
+use crate::plan::NodeState;
 
 /// One family's rules and its kernel.
 #[derive(Debug)]
@@ -95,12 +96,19 @@ impl<K: Kernel> Ruleset<K> {
         self.rules.conflicts().count()
     }
 
-    /// Brings services, and the node's zone, to the kernel, with whatever an earlier call could not bring there. A
+    /// What is known of the node.
+    pub fn node(&self) -> &NodeState {
+        self.rules.node()
+    }
+
+    /// Takes note of what the node has become; the next [`program`](Self::program) brings it to the kernel.
+    pub fn set_node(&mut self, state: NodeState) {
+        self.rules.set_node(state);
+    }
+
+    /// Brings services, and what the node has become, to the kernel, with whatever an earlier call could not bring there. A
     /// service that the kernel refuses, alone and twice, keeps its last good rules; the others are written.
-    pub async fn program(&mut self, services: &Services, zone: Option<Name>) -> Outcome {
-        if let Some(zone) = zone {
-            self.rules.set_zone(zone);
-        }
+    pub async fn program(&mut self, services: &Services) -> Outcome {
         for (key, service) in services {
             self.good.entry(key.clone()).or_insert_with(|| self.rules.get(key).cloned());
             self.set(key, service.clone());
