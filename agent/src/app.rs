@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{RunArgs, check_servers};
+use crate::host;
 use crate::iptables::Family;
 use crate::kernel::Kernel;
 use crate::kernel::tools::Tools;
@@ -27,26 +28,32 @@ use crate::sync::mailbox::Mailbox;
 /// # Errors
 /// When the arguments are refused, the node cannot be programmed at all, or a part ends by itself.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let RunArgs { rules, server, insecure, iptables_flavour, metrics_bind_address } = args;
+    let config = args.config(&host::name())?;
+    let RunArgs { rules, server, insecure, iptables_flavour, .. } = args;
     check_servers(&server, insecure)?;
     let mut rulesets = Vec::new();
     for family in families() {
         let mut tools = Tools::new(family, iptables_flavour.wanted());
         let flavour = tools.flavour().await?;
-        let options = rules.options(flavour)?;
+        let options = config.options(rules.cluster(), flavour);
         // Asks for the same rights as writing does, and touches nothing.
         tools.save().await?;
         let mut ruleset = Ruleset::new(family, tools, options);
-        ruleset.set_node(rules.node_state(family)?);
+        ruleset.set_node(config.node_state(family));
         tracing::info!(family = ruleset.name(), flavour = ?flavour, "will be programmed");
         rulesets.push(ruleset);
     }
     if rulesets.is_empty() {
         bail!("this host has neither IPv4 nor IPv6");
     }
-    let admin = TcpListener::bind(metrics_bind_address)
-        .await
-        .with_context(|| format!("--metrics-bind-address {metrics_bind_address} cannot be listened on"))?;
+    let admin = match config.metrics {
+        None => None,
+        Some(address) => Some(
+            TcpListener::bind(address)
+                .await
+                .with_context(|| format!("--metrics-bind-address {address} cannot be listened on"))?,
+        ),
+    };
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
@@ -54,12 +61,20 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let ready = Ready::default();
     let (programmed, seen) = watch::channel(Programmed::default());
     let mailbox = Arc::new(Mailbox::default());
-    let (cluster, node) = (rules.cluster(), rules.node());
-    let client = Client::new(server, cluster, node, mailbox.clone(), seen.clone(), metrics.clone());
+    let client = Client::new(
+        server,
+        rules.cluster(),
+        config.node.clone(),
+        mailbox.clone(),
+        seen.clone(),
+        metrics.clone(),
+    );
 
     let mut tasks = Tasks::default();
     tasks.spawn("ready", when_programmed(seen, ready.hold("the first write to the kernel")));
-    tasks.spawn("admin", admin::serve(admin, ready, registry, axum::Router::new(), shutdown.clone()));
+    if let Some(admin) = admin {
+        tasks.spawn("admin", admin::serve(admin, ready, registry, axum::Router::new(), shutdown.clone()));
+    }
     tasks.spawn("stream", client.run());
     tasks.spawn("reconcile", Reconciler::new(rulesets, programmed, metrics).run(mailbox));
     tasks.supervise(&shutdown).await

@@ -11,6 +11,8 @@
 pub mod app;
 pub mod args;
 pub mod cleanup;
+pub mod config;
+pub mod host;
 pub mod iptables;
 pub mod kernel;
 pub mod metrics;

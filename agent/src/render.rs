@@ -12,6 +12,7 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::args::{RenderArgs, check_servers};
+use crate::host;
 use crate::iptables::{Family, Flavour, Iptables};
 use crate::metrics::Metrics;
 use crate::plan::NodeState;
@@ -33,7 +34,8 @@ struct Known {
 /// When a manifest is broken, or the server cannot be asked.
 pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let RenderArgs { rules, manifests, server, insecure } = args;
-    let (cluster, node) = (rules.cluster(), rules.node());
+    let config = rules.config(&host::name())?;
+    let (cluster, node) = (rules.cluster(), config.node.clone());
     let known = match (manifests, server) {
         (Some(path), _) => from_manifests(&path, cluster, &node)?,
         (None, Some(server)) => {
@@ -43,8 +45,8 @@ pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
         (None, None) => bail!("neither --manifests nor --server is given"),
     };
     for family in [Family::V4, Family::V6] {
-        let mut iptables = Iptables::new(family, rules.options(Flavour::Nft)?);
-        iptables.set_node(NodeState { zone: known.zone.clone(), ..rules.node_state(family)? });
+        let mut iptables = Iptables::new(family, config.options(rules.cluster(), Flavour::Nft));
+        iptables.set_node(NodeState { zone: known.zone.clone(), ..config.node_state(family) });
         for (key, service) in &known.services {
             iptables.set(key, Some(service.clone()));
         }

@@ -1,16 +1,21 @@
 //! The command line. Names and defaults are kube-proxy's wherever the thing is the same.
 
-use std::net::SocketAddr;
+mod proxy;
+
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::ArgAction::Set;
 use clap::ValueEnum;
 use distributary_model::Name;
 use distributary_runtime::log::LogArgs;
-use ipnet::IpNet;
 
-use crate::iptables::{Family, Flavour, Options};
-use crate::plan::{Detector, NodeState};
+use crate::config::value::switch;
+use crate::config::{Config, Names, duration};
+use crate::iptables::Flavour;
+
+pub use proxy::{HostArgs, RuleArgs};
 
 /// Programs the packet filter of a node with the Services of its cluster.
 #[derive(Clone, Debug, clap::Parser)]
@@ -35,39 +40,21 @@ pub enum Command {
     Cleanup(CleanupArgs),
 }
 
-/// How rules are made.
-#[derive(Clone, Debug, clap::Args)]
-pub struct RuleArgs {
-    /// Name of the Node to program
-    #[arg(long, env = "NODE_NAME")]
-    pub node_name: String,
-    /// Id of the cluster, as the server's
-    #[arg(long, env = "DISTRIBUTARY_CLUSTER_ID", default_value = "default")]
-    pub cluster_id: String,
-    /// Addresses of all pods, at most one network a family: traffic to a cluster IP from elsewhere is masqueraded
-    #[arg(long, env = "DISTRIBUTARY_CLUSTER_CIDR", value_delimiter = ',', value_name = "CIDR[,CIDR]")]
-    pub cluster_cidr: Vec<IpNet>,
-    /// Masquerade all traffic to cluster IPs
-    #[arg(long, env = "DISTRIBUTARY_MASQUERADE_ALL")]
-    pub masquerade_all: bool,
-    /// Bit of the packet mark that says: masquerade
-    #[arg(long, env = "DISTRIBUTARY_IPTABLES_MASQUERADE_BIT", default_value_t = 14,
-        value_parser = clap::value_parser!(u8).range(0..32))]
-    pub iptables_masquerade_bit: u8,
-}
-
 /// `run`
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunArgs {
     /// How rules are made.
     #[command(flatten)]
     pub rules: RuleArgs,
+    /// What is done on the host.
+    #[command(flatten)]
+    pub host: HostArgs,
     /// Servers, tried in turn
     #[arg(
         long,
         env = "DISTRIBUTARY_SERVER",
         value_delimiter = ',',
-        required = true,
+        required_unless_present = "init_only",
         value_name = "HOST:PORT[,HOST:PORT]"
     )]
     pub server: Vec<String>,
@@ -77,14 +64,14 @@ pub struct RunArgs {
     /// Which iptables to use
     #[arg(long, env = "DISTRIBUTARY_IPTABLES_FLAVOUR", value_enum, default_value_t = FlavourArg::Auto)]
     pub iptables_flavour: FlavourArg,
-    /// Where /livez, /readyz and /metrics are served
-    #[arg(
-        long,
-        env = "DISTRIBUTARY_METRICS_BIND_ADDRESS",
-        default_value = "127.0.0.1:10249",
-        value_name = "ADDR:PORT"
-    )]
-    pub metrics_bind_address: SocketAddr,
+    /// Be unhealthy when no server was heard for so long, or its source is as old [default: never]
+    #[arg(long, env = "DISTRIBUTARY_UNHEALTHY_AFTER_STALE", value_name = "DURATION",
+        value_parser = duration::parse)]
+    pub unhealthy_after_stale: Option<Duration>,
+    /// Do what needs more rights than rules do (sysctls), and end
+    #[arg(long, env = "DISTRIBUTARY_INIT_ONLY", action = Set, value_parser = switch,
+        default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
+    pub init_only: bool,
 }
 
 /// `render`
@@ -137,45 +124,27 @@ impl FlavourArg {
 }
 
 impl RuleArgs {
-    /// The node's name, as kube-proxy takes it: trimmed, and in lower case.
-    pub fn node(&self) -> Name {
-        self.node_name.trim().to_lowercase().into()
-    }
-
     /// Id of the cluster.
     pub fn cluster(&self) -> Name {
         self.cluster_id.as_str().into()
     }
 
-    /// The options of a family's rules.
+    /// What they come to, on a host of that name.
     ///
     /// # Errors
-    /// When the arguments contradict each other: one clear line.
-    pub fn options(&self, flavour: Flavour) -> anyhow::Result<Options> {
-        let node = self.node();
-        if node.is_empty() {
-            bail!("--node-name is empty");
-        }
-        let mut options = Options::new(self.cluster(), node);
-        options.flavour = flavour;
-        options.masquerade_all = self.masquerade_all;
-        options.masquerade_bit = self.iptables_masquerade_bit;
-        Ok(options)
+    /// When they contradict each other: one clear line.
+    pub fn config(&self, hostname: &str) -> anyhow::Result<Config> {
+        Ok(self.draft().check(Names::Flags, hostname)?)
     }
+}
 
-    /// What a family's rules depend on of a node of which nothing else is known.
+impl RunArgs {
+    /// What they come to, on a host of that name.
     ///
     /// # Errors
-    /// When the arguments contradict each other: one clear line.
-    pub fn node_state(&self, family: Family) -> anyhow::Result<NodeState> {
-        let of_family =
-            |cidr: &&IpNet| matches!((cidr, family), (IpNet::V4(_), Family::V4) | (IpNet::V6(_), Family::V6));
-        let cidrs: Vec<&IpNet> = self.cluster_cidr.iter().filter(of_family).collect();
-        if let [first, second, ..] = cidrs[..] {
-            bail!("--cluster-cidr has {first} and {second} of one family, at most one is possible");
-        }
-        let detector = cidrs.first().map(|cidr| Detector::ClusterCidr(cidr.trunc()));
-        Ok(NodeState { detector, ..NodeState::default() })
+    /// When they contradict each other: one clear line.
+    pub fn config(&self, hostname: &str) -> anyhow::Result<Config> {
+        Ok(self.host.draft(self.rules.draft()).check(Names::Flags, hostname)?)
     }
 }
 
@@ -203,7 +172,10 @@ pub fn check_servers(servers: &[String], insecure: bool) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
+    use crate::config::{DetectLocal, Draft, NodePortAddresses};
 
     #[test]
     fn servers_are_checked_before_anything_is_touched() {
@@ -216,22 +188,60 @@ mod tests {
         assert_eq!(check("nonsense", false).unwrap_err(), "--server \"nonsense\" is not HOST:PORT");
     }
 
+    fn parse(more: &[&str]) -> Result<Config, String> {
+        let arguments = ["distributary-agent", "run", "--server", "127.0.0.1:7400"];
+        let args = Args::try_parse_from(arguments.iter().chain(more)).map_err(|e| e.to_string())?;
+        let Command::Run(args) = args.command else { return Err("not run".into()) };
+        args.config("host").map_err(|e| e.to_string())
+    }
+
     #[test]
-    fn two_networks_of_a_family_are_refused() {
-        let mut args = RuleArgs {
-            node_name: "N1".into(),
-            cluster_id: "default".into(),
-            cluster_cidr: vec!["10.0.0.0/8".parse().unwrap(), "fd00::/8".parse().unwrap()],
-            masquerade_all: false,
-            iptables_masquerade_bit: 14,
-        };
-        let state = args.node_state(Family::V6).unwrap();
-        assert_eq!(state.detector, Some(Detector::ClusterCidr("fd00::/8".parse().unwrap())));
-        args.cluster_cidr.push("11.0.0.0/8".parse().unwrap());
-        let error = args.node_state(Family::V4).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "--cluster-cidr has 10.0.0.0/8 and 11.0.0.0/8 of one family, at most one is possible"
-        );
+    fn kube_proxys_spellings_are_understood() {
+        let config = parse(&[
+            "--hostname-override=Node-7",
+            "--detect-local-mode=NodeCIDR",
+            "--cluster-cidr=10.0.0.0/8,fd00::/8",
+            "--nodeport-addresses=10.0.0.0/8",
+            "--nodeport-addresses=fd00::/8,11.0.0.0/8",
+            "--iptables-localhost-nodeports=false",
+            "--masquerade-all",
+            "--iptables-sync-period=1m0s",
+            "--healthz-bind-address=::",
+            "--metrics-bind-address=off",
+            "--conntrack-tcp-timeout-established=0",
+            "--conntrack-tcp-be-liberal=true",
+            "--oom-score-adj=-998",
+        ])
+        .unwrap();
+        assert_eq!((&*config.node, config.detect_local), ("node-7", DetectLocal::NodeCidr));
+        assert_eq!(config.cluster_cidr.len(), 2);
+        let NodePortAddresses::Within(nets) = config.node_ports else { panic!("networks are listed") };
+        assert_eq!(nets.len(), 3);
+        assert!(!config.localhost_node_ports && config.masquerade_all && config.conntrack.tcp_be_liberal);
+        assert_eq!(config.sync_period, Duration::from_secs(60));
+        assert_eq!((config.healthz, config.metrics), (Some("[::]:10256".parse().unwrap()), None));
+        assert_eq!((config.conntrack.tcp_established, config.oom_score_adj), (Duration::ZERO, -998));
+    }
+
+    #[test]
+    fn without_flags_it_is_the_default_of_the_file() {
+        let drafted = Draft::default().check(Names::File, "host").unwrap();
+        assert_eq!(parse(&[]).unwrap(), drafted);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named_with_its_flag() {
+        for (flag, wrong) in [
+            ("--cluster-cidr=10.0.0.0/99", "\"10.0.0.0/99\" is not a network such as 10.244.0.0/16"),
+            ("--detect-local-mode=Somehow", "InterfaceNamePrefix"),
+            ("--iptables-sync-period=30", "\"30\" is no duration such as 30s, 1h30m or 500ms"),
+            ("--masquerade-all=yes", "\"yes\" is not true or false"),
+            ("--bind-address=eth0", "\"eth0\" is not an IP address"),
+            ("--conntrack-min=-1", "-1"),
+        ] {
+            let error = parse(&[flag]).unwrap_err();
+            let (name, _) = flag.split_once('=').unwrap();
+            assert!(error.contains(name) && error.contains(wrong), "{error}");
+        }
     }
 }
