@@ -148,6 +148,11 @@ fn same_address(family: Family) -> &'static str {
     }
 }
 
+/// Whether a BPF program compares the source address with the destination address.
+pub(crate) fn is_same_address(code: &str) -> bool {
+    [SAME_V4, SAME_V6].contains(&code)
+}
+
 /// Arguments of `iptables` that succeed as long as nobody flushed a table, or deleted it: a chain or a jump of each.
 pub const WATCHED: [&[&str]; 3] = [
     &["-t", "mangle", "-S", "KUBE-PROXY-CANARY"],

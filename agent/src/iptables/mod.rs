@@ -18,6 +18,7 @@ mod roots;
 pub mod rule;
 mod service;
 mod text;
+pub mod trace;
 mod trie;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

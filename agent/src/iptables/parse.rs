@@ -35,6 +35,7 @@ impl Table {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dump<'a> {
     tables: BTreeMap<Table, BTreeMap<&'a str, Vec<&'a str>>>,
+    policies: BTreeMap<(Table, &'a str), &'a str>,
 }
 
 /// Reads the output of `iptables-save`, of one table or of several, with counters or without.
@@ -57,8 +58,12 @@ pub fn parse(save_output: &str) -> Dump<'_> {
 impl<'a> Dump<'a> {
     fn line(&mut self, table: Table, line: &'a str) {
         let chains = self.tables.entry(table).or_default();
-        if let Some(chain) = line.strip_prefix(':').and_then(|rest| rest.split(' ').next()) {
+        if let Some(declared) = line.strip_prefix(':') {
+            let mut words = declared.split(' ');
+            let (chain, policy) = (words.next().unwrap_or_default(), words.next());
             chains.entry(chain).or_default();
+            self.policies
+                .extend(policy.filter(|policy| *policy != "-").map(|policy| ((table, chain), policy)));
             return;
         }
         let line = match line.strip_prefix('[') {
@@ -79,6 +84,11 @@ impl<'a> Dump<'a> {
     /// The rules of a chain; `None` where there is none such.
     pub fn rules(&self, table: Table, chain: &str) -> Option<&[&'a str]> {
         self.tables.get(&table)?.get(chain).map(Vec::as_slice)
+    }
+
+    /// What a built-in chain does with what falls out of it.
+    pub fn policy(&self, table: Table, chain: &str) -> Option<&'a str> {
+        self.policies.get(&(table, chain)).copied()
     }
 }
 
@@ -144,6 +154,8 @@ mod tests {
         let dump = parse(SAVED);
         assert_eq!(dump.rules(Table::Nat, "PREROUTING"), Some(&["-j KUBE-SVC-A"][..]));
         assert_eq!(dump.chains(Table::Nat).count(), 2);
+        assert_eq!(dump.policy(Table::Nat, "PREROUTING"), Some("ACCEPT"));
+        assert_eq!(dump.policy(Table::Nat, "KUBE-SVC-A"), None);
         assert_eq!(dump.chains(Table::Filter).count(), 0);
         let rule = dump.rules(Table::Nat, "KUBE-SVC-A").unwrap()[0];
         assert_eq!(target(rule), Some("Y"));

@@ -320,10 +320,10 @@ fn expected(plan: &Plan, packet: &Packet) -> Expected {
         let chance = 1.0 / to.len() as f64;
         Fate {
             to: to.iter().map(|&to| (to, chance, masquerade || to.ip() == packet.source)).collect(),
-            refused: None,
+            ..Fate::default()
         }
     };
-    let refused = |answer| Fate { to: Vec::new(), refused: Some(format!("{answer:?}").to_uppercase()) };
+    let refused = |answer| Fate { refused: Some(format!("{answer:?}").to_uppercase()), ..Fate::default() };
     if let Some(port) = ports.iter().find(|port| port.cluster_ip == Some(packet.destination)) {
         let fate = match port.internal_answer() {
             Some(answer) => refused(answer),
@@ -334,9 +334,8 @@ fn expected(plan: &Plan, packet: &Packet) -> Expected {
     let port =
         ports.iter().find(|port| port.node_port == Some(packet.port) && packet.destination == ip(HOST))?;
     if !port.has_any {
-        // §2.4 note 2: what the host itself sends is not rejected.
-        let fate = refused(plan::Answer::Reject);
-        return (packet.from == From::Elsewhere).then(|| (port.clone(), fate));
+        // What the host itself sends comes back to it by loopback: it does not leave the node, as in §2.4 note 2.
+        return Some((port.clone(), refused(plan::Answer::Reject)));
     }
     let fate = match port.external_local {
         false => served(port.external(), true),
@@ -351,7 +350,8 @@ fn expected(plan: &Plan, packet: &Packet) -> Expected {
 }
 
 fn same(one: &Fate, other: &Fate) -> bool {
-    one.refused == other.refused
+    one.unknown.is_none()
+        && one.refused == other.refused
         && one.to.len() == other.to.len()
         && one.to.iter().zip(&other.to).all(|(a, b)| a.0 == b.0 && a.2 == b.2 && (a.1 - b.1).abs() < 1e-6)
 }
