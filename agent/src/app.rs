@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use distributary_runtime::admin::{self, SharedRegistry};
@@ -18,6 +19,7 @@ use crate::iptables::Family;
 use crate::kernel::Kernel;
 use crate::kernel::tools::Tools;
 use crate::metrics::Metrics;
+use crate::metrics::kube_proxy::Waiting;
 use crate::reconcile::{Reconciler, Ruleset};
 use crate::sync::Programmed;
 use crate::sync::client::Client;
@@ -57,10 +59,12 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
 
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
+    let mailbox = Arc::new(Mailbox::default());
+    let families = rulesets.iter().map(Ruleset::family).collect();
+    registry.register_collector(Box::new(Waiting::new(mailbox.clone(), families, SystemTime::now())));
     let registry: SharedRegistry = Arc::new(Mutex::new(registry));
     let ready = Ready::default();
     let (programmed, seen) = watch::channel(Programmed::default());
-    let mailbox = Arc::new(Mailbox::default());
     let client = Client::new(
         server,
         rules.cluster(),

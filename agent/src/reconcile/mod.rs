@@ -6,7 +6,7 @@ mod suspect;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use distributary_model::{Cursor, Hash, Key, Name, Record, Service, hash};
 use distributary_runtime::alarm;
@@ -14,12 +14,13 @@ use distributary_runtime::backoff::Backoff;
 use tokio::sync::watch;
 
 use crate::kernel::{Kernel, KernelError};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, kube_proxy};
+use crate::plan::Family;
 use crate::plan::NodeState;
 use crate::sync::ack::{Event, Programmed, Rejected};
 use crate::sync::mailbox::Mailbox;
 
-pub use ruleset::{Refused, Ruleset};
+pub use ruleset::{Outcome, Refused, Ruleset};
 
 /// How often it is looked whether the rules are still there.
 const WATCH_PERIOD: Duration = Duration::from_secs(5);
@@ -132,14 +133,15 @@ impl<K: Kernel> Reconciler<K> {
             self.rejected.remove(key);
             self.lacking.remove(key);
         }
+        self.count_changes(services);
         let mut pass = Pass::default();
         let passes = self
             .rulesets
             .iter_mut()
-            .map(|ruleset| async move { (ruleset.program(services).await, ruleset.name()) });
+            .map(|ruleset| async move { (ruleset.program(services).await, ruleset.family()) });
         for (outcome, family) in futures::future::join_all(passes).await {
-            self.metrics.restores.inc_by(outcome.restores);
-            self.metrics.restore_failures.inc_by(outcome.failures);
+            count_pass(&self.metrics, family, &outcome);
+            let family = family.as_str();
             pass.chains += outcome.chains;
             for Refused { key, wanted, message, node } in outcome.refused {
                 tracing::warn!(service = %key, family, error = message, "rejected; its last good rules stay");
@@ -184,35 +186,62 @@ impl<K: Kernel> Reconciler<K> {
         });
     }
 
+    /// How many of the services that are to be programmed are others than before (spec/kube-proxy.md §4.8); once, not for
+    /// each family.
+    fn count_changes(&self, services: &Services) {
+        let Some(ruleset) = self.rulesets.first() else { return };
+        let (mut headers, mut endpoints) = (0, 0);
+        for (key, now) in services {
+            let was = ruleset.get(key);
+            headers += u64::from(was.map(|was| &was.header) != now.as_ref().map(|now| &now.header));
+            let (was, now) = (was.map(|was| &was.endpoints[..]), now.as_ref().map(|now| &now.endpoints[..]));
+            endpoints += u64::from(was.unwrap_or_default() != now.unwrap_or_default());
+        }
+        self.metrics.kube_proxy.changes(headers, endpoints);
+    }
+
     /// Looks whether the rules are still there, or (`whole`) what they should be, and writes what is not.
     async fn watch(&mut self, whole: bool) {
         for ruleset in &mut self.rulesets {
             let family = ruleset.name();
-            let written = if whole { ruleset.audit().await } else { ruleset.restore_if_lost().await };
-            match written {
-                Ok(None) => {}
-                Ok(Some(chains)) => {
-                    self.metrics.restored.inc();
-                    self.events += 1;
-                    tracing::warn!(
-                        family,
-                        chains,
-                        "the rules were not what they should be, and have been written again"
-                    );
-                    let message = format!(
-                        "{family}: {chains} chains were lost or changed, and have been written again"
-                    );
-                    let event = (self.events, Event::RulesRestored(message));
-                    self.programmed.send_modify(|programmed| {
-                        programmed.events.push(event);
-                        let old = programmed.events.len().saturating_sub(EVENTS);
-                        programmed.events.drain(..old);
-                    });
-                }
-                Err(e) => tracing::warn!(family, error = %e, "it cannot be seen whether the rules are there"),
+            let outcome = if whole { ruleset.audit().await } else { ruleset.restore_if_lost().await };
+            if outcome.restores > 0 {
+                count_pass(&self.metrics, ruleset.family(), &outcome);
             }
+            if let Some(e) = outcome.failed {
+                tracing::warn!(family, error = %e, "it cannot be seen whether the rules are there");
+                continue;
+            }
+            if outcome.restores == 0 {
+                continue;
+            }
+            let chains = outcome.chains;
+            self.metrics.restored.inc();
+            self.events += 1;
+            tracing::warn!(
+                family,
+                chains,
+                "the rules were not what they should be, and have been written again"
+            );
+            let message =
+                format!("{family}: {chains} chains were lost or changed, and have been written again");
+            let event = (self.events, Event::RulesRestored(message));
+            self.programmed.send_modify(|programmed| {
+                programmed.events.push(event);
+                let old = programmed.events.len().saturating_sub(EVENTS);
+                programmed.events.drain(..old);
+            });
         }
     }
+}
+
+fn count_pass(metrics: &Metrics, family: Family, outcome: &Outcome) {
+    let Outcome { restores, failures, failed, full, took, .. } = outcome;
+    metrics.restores.inc_by(*restores);
+    metrics.restore_failures.inc_by(*failures);
+    let (full, took, failures, succeeded) = (*full, *took, *failures, failed.is_none());
+    let pass = kube_proxy::Pass { full, took, failures, succeeded };
+    metrics.kube_proxy.pass(family, pass, SystemTime::now());
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! The rules of one family: what is wanted against what the kernel holds.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use distributary_model::{Key, Name, Service};
 
@@ -44,6 +45,10 @@ pub struct Outcome {
     pub refused: Vec<Refused>,
     /// Why not everything could be written, if so.
     pub failed: Option<KernelError>,
+    /// The kernel was listed, and all rules compared with it.
+    pub full: bool,
+    /// How long it took.
+    pub took: Duration,
 }
 
 /// A service whose content the kernel refuses.
@@ -62,13 +67,9 @@ pub struct Refused {
 impl<K: Kernel> Ruleset<K> {
     /// Of a family, whose kernel is not looked at yet.
     pub fn new(family: Family, kernel: K, options: Options) -> Self {
-        let name = match family {
-            Family::V4 => "IPv4",
-            Family::V6 => "IPv6",
-        };
         let section = options.section;
         Self {
-            name,
+            name: family.as_str(),
             kernel,
             family,
             rules: Iptables::new(family, options),
@@ -81,9 +82,19 @@ impl<K: Kernel> Ruleset<K> {
         }
     }
 
+    /// Whose rules they are.
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
     /// What people call the family.
     pub fn name(&self) -> &'static str {
         self.name
+    }
+
+    /// What a service is to be, in the newest content that is not rejected.
+    pub fn get(&self, key: &Key) -> Option<&Arc<Service>> {
+        self.rules.get(key)
     }
 
     /// Services that are wanted.
@@ -113,8 +124,10 @@ impl<K: Kernel> Ruleset<K> {
             self.good.entry(key.clone()).or_insert_with(|| self.rules.get(key).cloned());
             self.set(key, service.clone());
         }
-        let mut outcome = Outcome::default();
+        let began = Instant::now();
+        let mut outcome = Outcome { full: !self.adopted, ..Outcome::default() };
         outcome.failed = self.settle(&mut outcome).await.err();
+        outcome.took = began.elapsed();
         if outcome.failed.is_none() {
             self.good.clear();
             self.settled = true;
@@ -303,26 +316,26 @@ impl<K: Kernel> Ruleset<K> {
         Ok(())
     }
 
-    /// Writes the rules again if they are gone. Gives the number of chains written then.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked, or does not take them.
-    pub async fn restore_if_lost(&mut self) -> Result<Option<usize>, KernelError> {
-        if self.adopted && self.kernel.in_place().await? {
-            return Ok(None);
+    /// Writes the rules again if they are gone.
+    pub async fn restore_if_lost(&mut self) -> Outcome {
+        if self.adopted {
+            match self.kernel.in_place().await {
+                Ok(true) => return Outcome::default(),
+                Ok(false) => {}
+                Err(e) => return Outcome { failed: Some(e), ..Outcome::default() },
+            }
         }
         self.audit().await
     }
 
-    /// Compares with the kernel, and writes what differs: gives the number of chains that did.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked, or does not take them.
-    pub async fn audit(&mut self) -> Result<Option<usize>, KernelError> {
+    /// Compares with the kernel, and writes what differs.
+    pub async fn audit(&mut self) -> Outcome {
+        let began = Instant::now();
         self.adopted = false;
-        let mut outcome = Outcome::default();
-        self.write(&mut outcome).await.map_err(|failed| failed.error)?;
-        Ok(Some(outcome.chains).filter(|_| outcome.restores > 0))
+        let mut outcome = Outcome { full: true, ..Outcome::default() };
+        outcome.failed = self.write(&mut outcome).await.map_err(|failed| failed.error).err();
+        outcome.took = began.elapsed();
+        outcome
     }
 }
 

@@ -1,7 +1,7 @@
 //! What waits to be programmed, merged: a kernel that is slow, or stuck, costs one batch and no queue.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
@@ -11,6 +11,7 @@ use super::session::Batch;
 #[derive(Debug, Default)]
 pub struct Mailbox {
     waiting: Mutex<Option<(Batch, Instant)>>,
+    newest: Mutex<Option<SystemTime>>,
     news: Notify,
 }
 
@@ -23,7 +24,18 @@ impl Mailbox {
             None => *waiting = Some((batch, now)),
         }
         drop(waiting);
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(SystemTime::now());
         self.news.notify_one();
+    }
+
+    /// Looks at what waits, and since when its oldest part does; holds up whoever puts or takes.
+    pub fn look<T>(&self, look: impl FnOnce(Option<&(Batch, Instant)>) -> T) -> T {
+        look(self.waiting.lock().unwrap_or_else(PoisonError::into_inner).as_ref())
+    }
+
+    /// When something was last put, whether it waits or not.
+    pub fn newest(&self) -> Option<SystemTime> {
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything that waits, with when the oldest of it was received. Waits for something.

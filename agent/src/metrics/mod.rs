@@ -1,8 +1,10 @@
-//! Every series of the agent.
+//! Every series of the agent: its own here, kube-proxy's in [`kube_proxy`].
+
+pub mod kube_proxy;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
@@ -10,6 +12,8 @@ use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
+
+pub use kube_proxy::KubeProxy;
 
 /// What the agent counts.
 #[derive(Clone, Debug)]
@@ -36,12 +40,14 @@ pub struct Metrics {
     pub conflicts: Gauge,
     /// How old the server's knowledge of the API was at its last heartbeat.
     pub staleness: Gauge<f64, AtomicU64>,
+    /// What kube-proxy counts, under its names.
+    pub kube_proxy: KubeProxy,
     heard: Heard,
 }
 
 /// When a server was heard last.
 #[derive(Clone, Debug)]
-struct Heard {
+pub struct Heard {
     started: Instant,
     millis: Arc<AtomicU64>,
 }
@@ -49,6 +55,7 @@ struct Heard {
 impl Metrics {
     /// Registers every series.
     pub fn register(registry: &mut Registry) -> Self {
+        let kube_proxy = KubeProxy::register(registry);
         let registry = registry.sub_registry_with_prefix("distributary_agent");
         let this = Self {
             connected: Gauge::default(),
@@ -62,6 +69,7 @@ impl Metrics {
             restored: Counter::default(),
             conflicts: Gauge::default(),
             staleness: Gauge::default(),
+            kube_proxy,
             heard: Heard { started: Instant::now(), millis: Arc::default() },
         };
         registry.register("connected", "1 while in step with a server", this.connected.clone());
@@ -108,9 +116,19 @@ impl Metrics {
         self.connected.set(live.into());
         self.heard.millis.store(self.heard.now(), Ordering::Relaxed);
     }
+
+    /// When a server was heard last, as it goes on.
+    pub fn last_heard(&self) -> Heard {
+        self.heard.clone()
+    }
 }
 
 impl Heard {
+    /// Since a server said something; before the first time, since the start.
+    pub fn silence(&self) -> Duration {
+        Duration::from_millis(self.now().saturating_sub(self.millis.load(Ordering::Relaxed)))
+    }
+
     fn now(&self) -> u64 {
         u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
@@ -118,8 +136,7 @@ impl Heard {
 
 impl Collector for Heard {
     fn encode(&self, mut encoder: DescriptorEncoder) -> Result<(), std::fmt::Error> {
-        let silence = self.now().saturating_sub(self.millis.load(Ordering::Relaxed));
-        let gauge = ConstGauge::new(silence as f64 / 1000.0);
+        let gauge = ConstGauge::new(self.silence().as_secs_f64());
         let help = "Since a server was heard last; the rules stay whatever it is";
         let encoder = encoder.encode_descriptor(
             "distributary_agent_silence_seconds",
