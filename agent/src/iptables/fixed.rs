@@ -1,6 +1,10 @@
 //! What does not depend on any Service: jumps from the built-in chains, the mark, masquerading, forwarding
 //! (spec/kube-proxy.md §3.1, §3.2, §3.5).
 
+use std::net::Ipv4Addr;
+
+use ipnet::{IpNet, Ipv4Net};
+
 use super::chain::Chain;
 use super::names;
 use super::parse::{Dump, Table};
@@ -14,6 +18,14 @@ const SAME_V4: &str = "6,32 0 0 12,7 0 0 0,32 0 0 16,29 0 1 0,6 0 0 1,6 0 0 0";
 const SAME_V6: &str = "18,32 0 0 8,7 0 0 0,32 0 0 24,29 0 13 0,32 0 0 12,7 0 0 0,32 0 0 28,29 0 9 0,\
     32 0 0 16,7 0 0 0,32 0 0 32,29 0 5 0,32 0 0 20,7 0 0 0,32 0 0 36,29 0 1 0,6 0 0 1,6 0 0 0";
 
+/// What a process of this host takes for itself.
+pub(crate) const LOOPBACK_V4: IpNet = IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8));
+
+/// Counts packets that conntrack could not place (spec/kube-proxy.md §3.14).
+pub const INVALID_COUNTER: &str = "ct_state_invalid_dropped_pkts";
+/// Counts connections to node ports of the loopback address.
+pub const LOCALHOST_COUNTER: &str = "localhost_nps_accepted_pkts";
+
 /// A jump from a built-in chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Jump {
@@ -24,17 +36,12 @@ pub(crate) struct Jump {
     comment: &'static str,
 }
 
+const fn jump(table: Table, from: &'static str, new: bool, to: &'static str, comment: &'static str) -> Jump {
+    Jump { table, from, new, to, comment }
+}
+
 /// In the order in which they are inserted at the head, so the last of a chain is the first to be passed.
 pub(crate) const JUMPS: [Jump; 12] = {
-    const fn jump(
-        table: Table,
-        from: &'static str,
-        new: bool,
-        to: &'static str,
-        comment: &'static str,
-    ) -> Jump {
-        Jump { table, from, new, to, comment }
-    }
     use Table::{Filter, Nat};
     [
         jump(
@@ -64,13 +71,65 @@ pub(crate) const JUMPS: [Jump; 12] = {
     ]
 };
 
+/// Where packets to the loopback network are looked at, where that has node ports. Never taken away: kubelet has them
+/// too.
+const LOCALNET_JUMPS: [Jump; 2] = [
+    jump(Table::Filter, "INPUT", false, names::FIREWALL, ""),
+    jump(Table::Filter, "OUTPUT", false, names::FIREWALL, ""),
+];
+
+/// A rule that is put into a chain that is not ours.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Addition {
+    pub(crate) table: Table,
+    /// A chain that has to be made for it.
+    pub(crate) declares: Option<&'static str>,
+    /// The whole line, from `-I` or `-A` on.
+    pub(crate) line: String,
+    /// Only where the loopback address has node ports.
+    pub(crate) localnet: bool,
+}
+
+/// What the kernel lacks in chains that are not ours.
+pub(crate) fn lacking(family: Family, kernel: &Dump<'_>) -> Vec<Addition> {
+    let insert = |jump: &Jump, localnet| {
+        let line = format!("-I {} {}", jump.from, jump.text());
+        (!jump.is_in(kernel)).then_some(Addition { table: jump.table, declares: None, line, localnet })
+    };
+    let mut lacking: Vec<Addition> = JUMPS.iter().filter_map(|jump| insert(jump, false)).collect();
+    if family == Family::V4 {
+        let held = kernel.rules(Table::Filter, names::FIREWALL);
+        let mut rule = String::new();
+        localnet().write(&mut rule);
+        if !held.is_some_and(|held| held.contains(&rule.as_str())) {
+            let declares = held.is_none().then_some(names::FIREWALL);
+            let line = format!("-A {} {rule}", names::FIREWALL);
+            lacking.push(Addition { table: Table::Filter, declares, line, localnet: true });
+        }
+        lacking.extend(LOCALNET_JUMPS.iter().filter_map(|jump| insert(jump, true)));
+    }
+    lacking
+}
+
+/// Nobody else reaches the loopback network by the way that node ports need (§3.5). Equal to kubelet's, byte for byte.
+fn localnet() -> Rule {
+    Rule {
+        source: Some(Is::Not(LOOPBACK_V4)),
+        destination: Some(Is::Yes(LOOPBACK_V4)),
+        ..Rule::to(Target::Drop)
+    }
+    .comment("block incoming localnet connections")
+    .with(Match::NoState("RELATED,ESTABLISHED,DNAT"))
+}
+
 impl Jump {
     /// What follows `-I CHAIN `.
     pub(crate) fn text(&self) -> String {
         let rule = Rule::jump(self.to);
         let rule = if self.new { rule.with(Match::State("NEW")) } else { rule };
+        let rule = if self.comment.is_empty() { rule } else { rule.comment(self.comment) };
         let mut text = String::new();
-        rule.comment(self.comment).write(&mut text);
+        rule.write(&mut text);
         text
     }
 
@@ -108,14 +167,21 @@ pub(crate) fn chains(family: Family, options: &Options) -> Vec<(Table, Chain)> {
             Hairpin::Trie => Rule::jump(to).with(translated),
         }
     };
+    let counted =
+        |rule: Rule, counter| if options.counters { rule.with(Match::Account(counter)) } else { rule };
+    // One rule for all node ports, where kube-proxy has one for each.
+    let localhost = (options.counters && family == Family::V4)
+        .then(|| counted(Rule::default().with(Match::TranslatedFrom(LOOPBACK_V4)), LOCALHOST_COUNTER));
     let postrouting = [
-        meets_itself(names::HAIRPINS, Target::Jump(names::HAIRPIN.into())),
-        Rule::to(Target::Return).with(Match::Mark(Is::Not(mark))),
-        Rule::to(Target::Mark(mark, 0)),
-        Rule::to(masquerade()).comment("kubernetes service traffic requiring SNAT"),
+        Some(meets_itself(names::HAIRPINS, Target::Jump(names::HAIRPIN.into()))),
+        Some(Rule::to(Target::Return).with(Match::Mark(Is::Not(mark)))),
+        localhost,
+        Some(Rule::to(Target::Mark(mark, 0))),
+        Some(Rule::to(masquerade()).comment("kubernetes service traffic requiring SNAT")),
     ];
     let forward = [
-        (!options.be_liberal).then(|| Rule::to(Target::Drop).with(Match::State("INVALID"))),
+        (!options.be_liberal)
+            .then(|| counted(Rule::to(Target::Drop).with(Match::State("INVALID")), INVALID_COUNTER)),
         Some(
             Rule::to(Target::Accept).comment("kubernetes forwarding rules").with(Match::Mark(Is::Yes(mark))),
         ),
@@ -131,11 +197,9 @@ pub(crate) fn chains(family: Family, options: &Options) -> Vec<(Table, Chain)> {
     vec![
         (Table::Nat, Chain::new(names::MARK_MASQ, [Rule::to(Target::Mark(mark, mark))])),
         (Table::Nat, Chain::new(names::HAIRPIN, [Rule::to(Target::Mark(0, mark)), Rule::to(masquerade())])),
-        (Table::Nat, Chain::new(names::POSTROUTING, postrouting)),
+        (Table::Nat, Chain::new(names::POSTROUTING, postrouting.into_iter().flatten())),
         (Table::Nat, Chain::new(names::CANARY, nothing())),
         (Table::Filter, Chain::new(names::FORWARD, forward.into_iter().flatten())),
-        (Table::Filter, Chain::new(names::NODEPORTS, nothing())),
-        (Table::Filter, Chain::new(names::PROXY_FIREWALL, nothing())),
         (Table::Filter, Chain::new(names::CANARY, nothing())),
         (Table::Mangle, Chain::new(names::CANARY, nothing())),
     ]

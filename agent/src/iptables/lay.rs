@@ -8,11 +8,12 @@ use std::sync::Arc;
 use distributary_model::{Key, Name};
 
 use super::chain::{Chain, TextHash};
+use super::counts::WithoutLocal;
 use super::parse::Table;
 use super::roots::{Leaf, Root, Roots, at, bits};
 use super::service::{self, Entry, Style};
 use super::trie::EntryKey;
-use super::{Hairpin, Id, Iptables, fixed, groups, names};
+use super::{Hairpin, Held, Id, Iptables, fixed, groups, names};
 
 /// What a Service has in the rules.
 #[derive(Debug, Default)]
@@ -20,6 +21,14 @@ pub(super) struct Laid {
     pub(super) chains: Box<[Name]>,
     entries: Box<[(Root, EntryKey)]>,
     hairpins: Box<[IpAddr]>,
+    without_local: WithoutLocal,
+}
+
+impl Laid {
+    fn is_something(&self) -> bool {
+        let nothing = self.chains.is_empty() && self.entries.is_empty() && self.hairpins.is_empty();
+        !nothing || self.without_local != WithoutLocal::default()
+    }
 }
 
 /// What changes in one table. All text is in one piece, which the heap gives back whole.
@@ -67,6 +76,12 @@ impl Batch {
         ]
     }
 
+    /// How many rules of a table are written.
+    pub(super) fn rules(&self, table: Table) -> usize {
+        let changes = self.tables().into_iter().filter(|(of, _)| *of == table);
+        changes.flat_map(|(_, change)| change.parts()).map(|part| part.rules).sum()
+    }
+
     /// Before what is not refused any more is taken away.
     fn put(&mut self, kernel: &Kernel, table: Table, chain: Chain) {
         self.late.gone.remove(&chain.name);
@@ -98,14 +113,14 @@ impl Batch {
     }
 }
 
-type Kernel = BTreeMap<Id, TextHash>;
+type Kernel = BTreeMap<Id, Held>;
 
 impl Change {
     fn put(&mut self, kernel: &Kernel, table: Table, chain: Chain) {
         self.gone.remove(&chain.name);
         let id = (table, chain.name.clone());
         match kernel.get(&id) {
-            Some(held) if *held == chain.hash() => {
+            Some(held) if held.hash == chain.hash() => {
                 self.chains.remove(&id.1);
             }
             _ => self.stage(chain),
@@ -136,8 +151,8 @@ impl Change {
         self.chains.iter().map(|(name, staged)| self.part_of(name, staged))
     }
 
-    pub(super) fn hashes(&self) -> impl Iterator<Item = (&Name, TextHash)> {
-        self.chains.iter().map(|(name, staged)| (name, staged.hash))
+    pub(super) fn held(&self) -> impl Iterator<Item = (&Name, Held)> {
+        self.chains.iter().map(|(name, staged)| (name, Held { hash: staged.hash, rules: staged.rules }))
     }
 
     fn part_of<'a>(&'a self, name: &'a Name, staged: &Staged) -> Part<'a> {
@@ -175,7 +190,9 @@ impl Iptables {
             changes.extend(was.entries.iter().map(|at| (*at, None)));
             wanted.extend(entries);
             self.count_hairpins(&was.hairpins, &now.hairpins, &mut changes);
-            if !now.entries.is_empty() || !now.chains.is_empty() || !now.hairpins.is_empty() {
+            self.without_local -= was.without_local;
+            self.without_local += now.without_local;
+            if now.is_something() {
                 self.laid.insert(key, now);
             }
         }
@@ -190,8 +207,13 @@ impl Iptables {
 
     fn lay_service(&mut self, key: &Arc<Key>) -> (Laid, Vec<Entry>, Vec<Chain>) {
         let detector = self.node().detector.clone();
-        let style = Style { detector: detector.as_ref(), masquerade_all: self.options.masquerade_all };
+        let style = Style {
+            detector: detector.as_ref(),
+            masquerade_all: self.options.masquerade_all,
+            node_address: self.node().address,
+        };
         let (mut entries, mut chains, mut hairpins) = (Vec::new(), Vec::new(), Vec::new());
+        let mut without_local = WithoutLocal::default();
         for port in self.plan.ports(key) {
             entries.extend(service::entries(&port, key));
             chains.extend(service::chains(&port, style, |chain, endpoints| {
@@ -203,6 +225,7 @@ impl Iptables {
                 };
                 now
             }));
+            without_local += WithoutLocal::of(&port);
             hairpins.extend(port.hairpin);
         }
         if self.options.hairpin == Hairpin::Bpf {
@@ -214,6 +237,7 @@ impl Iptables {
             chains: chains.iter().map(|chain| chain.name.clone()).collect(),
             entries: entries.iter().map(|(root, at, _)| (*root, *at)).collect(),
             hairpins: hairpins.into(),
+            without_local,
         };
         (laid, entries, chains)
     }
@@ -287,7 +311,7 @@ impl Iptables {
         wanted.insert((Table::Nat, names::HAIRPIN.into()));
         let heads = Roots::HEADS.into_iter().filter(|(_, head)| self.wants_head(head));
         wanted.extend(heads.map(|(table, head)| (table, head.into())));
-        let empty = |id: &Id| Some(&Chain::empty(&id.1).hash()) == self.kernel.get(id);
+        let empty = |id: &Id| self.kernel.get(id).is_some_and(|held| held.rules == 0);
         let stale = self.kernel.keys().filter(|id| names::is_per_service(&id.1) && !wanted.contains(*id));
         for id in stale.filter(|id| !(self.pinned.contains(*id) && empty(id))) {
             batch.drop(&self.kernel, id.0, id.1.clone());

@@ -7,6 +7,7 @@
 
 mod chain;
 mod cleanup;
+mod counts;
 #[doc(hidden)]
 pub mod fake;
 mod fixed;
@@ -29,14 +30,16 @@ use distributary_model::{Key, Name, Service};
 
 use crate::plan::{self, Conflict, NodeState, Plan};
 use chain::{Chain, TextHash};
-use fixed::{JUMPS, Jump};
+use counts::WithoutLocal;
+use fixed::Addition;
 use lay::Laid;
 use roots::{Root, Roots};
 use trie::EntryKey;
 
 pub use crate::plan::Family;
 pub use cleanup::{Scope, cleanup};
-pub use fixed::{WATCHED, probe};
+pub use counts::Counts;
+pub use fixed::{INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, probe};
 pub use parse::{Dump, Table, parse};
 pub use text::Write;
 
@@ -73,6 +76,8 @@ pub struct Options {
     pub random_fully: bool,
     /// The kernel was told not to be strict about TCP windows, so INVALID is not dropped.
     pub be_liberal: bool,
+    /// The kernel has [`INVALID_COUNTER`] and [`LOCALHOST_COUNTER`].
+    pub counters: bool,
     /// Which tool reads the text.
     pub flavour: Flavour,
     /// What [`probe`] found.
@@ -91,6 +96,7 @@ impl Options {
             masquerade_bit: 14,
             random_fully: true,
             be_liberal: false,
+            counters: false,
             flavour: Flavour::Nft,
             hairpin: Hairpin::Bpf,
             section: 200,
@@ -103,6 +109,19 @@ impl Options {
 }
 
 type Id = (Table, Name);
+
+/// A chain as the kernel holds it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Held {
+    hash: TextHash,
+    rules: usize,
+}
+
+impl From<&Chain> for Held {
+    fn from(chain: &Chain) -> Self {
+        Self { hash: chain.hash(), rules: chain.rules }
+    }
+}
 
 /// One family's rules.
 #[derive(Debug)]
@@ -117,17 +136,26 @@ pub struct Iptables {
     /// By how many Services an address can meet itself.
     hairpins: HashMap<IpAddr, u32>,
     /// Of every chain that is ours or kube-proxy's.
-    kernel: BTreeMap<Id, TextHash>,
+    kernel: BTreeMap<Id, Held>,
     /// Chains that foreign rules jump to: emptied, not deleted.
     pinned: BTreeSet<Id>,
-    /// Jumps that the kernel lacks.
-    jumps: Vec<Jump>,
+    /// What the kernel lacks in chains that are not ours.
+    lacking: Vec<Addition>,
     /// What the kernel refused when it was read.
     found: Vec<(Root, EntryKey)>,
     /// Fixed and stale chains are to be looked at, not only what was touched.
     all: bool,
-    /// What the kernel holds once the last write is in it.
-    outstanding: Option<Vec<(Id, Option<TextHash>)>>,
+    outstanding: Option<Outstanding>,
+    without_local: WithoutLocal,
+    /// Rules of the last write, of nat and filter.
+    last: [usize; 2],
+}
+
+/// What the kernel holds once the last write is in it.
+#[derive(Debug)]
+struct Outstanding {
+    chains: Vec<(Id, Option<Held>)>,
+    additions: Vec<Addition>,
 }
 
 impl Iptables {
@@ -149,10 +177,12 @@ impl Iptables {
             hairpins: HashMap::new(),
             kernel: BTreeMap::new(),
             pinned: BTreeSet::new(),
-            jumps: JUMPS.to_vec(),
+            lacking: fixed::lacking(family, &Dump::default()),
             found: Vec::new(),
             all: true,
             outstanding: None,
+            without_local: WithoutLocal::default(),
+            last: [0; 2],
         }
     }
 
@@ -174,6 +204,7 @@ impl Iptables {
     /// Another zone, address or detector makes all Services' rules anew; other addresses for node ports do not.
     pub fn set_node(&mut self, state: NodeState) {
         self.all |= *self.node() != state;
+        self.roots.set_node_ports(state.node_ports.clone());
         self.plan.set_node(state);
     }
 
@@ -224,8 +255,8 @@ impl Iptables {
         for table in Table::ALL {
             for (name, rules) in kernel.chains(table) {
                 if of_ours(table, name) {
-                    let hash = Chain::new(name, rules.iter().copied()).hash();
-                    self.kernel.insert((table, name.into()), hash);
+                    let held = Held::from(&Chain::new(name, rules.iter().copied()));
+                    self.kernel.insert((table, name.into()), held);
                     let level = rules.iter().find_map(|rule| names::group_level(parse::target(rule)?));
                     self.levels.extend(level.map(|level| (Name::from(name), level)));
                 } else {
@@ -235,9 +266,10 @@ impl Iptables {
                 }
             }
         }
-        self.jumps = JUMPS.into_iter().filter(|jump| !jump.is_in(kernel)).collect();
+        self.lacking = fixed::lacking(self.family, kernel);
         self.found = self.roots.adopt(kernel);
         self.laid.clear();
+        self.without_local = WithoutLocal::default();
         self.hairpins.clear();
         self.plan.touch_all();
         self.all = true;
@@ -254,29 +286,36 @@ impl Iptables {
         let write = self.text(&batch);
         self.all = false;
         let write = write?;
-        let mut outstanding = Vec::new();
+        self.last = [Table::Nat, Table::Filter].map(|of| batch.rules(of));
+        let mut chains = Vec::new();
         for (table, change) in batch.tables() {
-            let written = change.hashes().map(|(name, hash)| (name.clone(), Some(hash)));
+            let written = change.held().map(|(name, held)| (name.clone(), Some(held)));
             let gone = change.gone.iter().map(|name| {
                 let pinned = self.pinned.contains(&(table, name.clone()));
-                (name.clone(), pinned.then(|| Chain::empty(name).hash()))
+                (name.clone(), pinned.then(|| Held::from(&Chain::empty(name))))
             });
-            outstanding.extend(written.chain(gone).map(|(name, hash)| ((table, name), hash)));
+            chains.extend(written.chain(gone).map(|(name, held)| ((table, name), held)));
         }
-        self.outstanding = Some(outstanding);
+        self.outstanding = Some(Outstanding { chains, additions: self.additions() });
         Some(write)
     }
 
     /// The last write is in the kernel.
     pub fn written(&mut self) {
         let Some(outstanding) = self.outstanding.take() else { return };
-        for (id, hash) in outstanding {
-            match hash {
-                Some(hash) => self.kernel.insert(id, hash),
+        for (id, held) in outstanding.chains {
+            match held {
+                Some(held) => self.kernel.insert(id, held),
                 None => self.kernel.remove(&id),
             };
         }
-        self.jumps.clear();
+        self.lacking.retain(|one| !outstanding.additions.contains(one));
+    }
+
+    /// What the kernel lacks and should have.
+    fn additions(&self) -> Vec<Addition> {
+        let localnet = self.node().node_ports.loopback();
+        self.lacking.iter().filter(|one| localnet || !one.localnet).cloned().collect()
     }
 }
 

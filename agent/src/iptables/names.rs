@@ -1,6 +1,8 @@
 //! Names of chains: kube-proxy's where it has the chain too (spec/kube-proxy.md §3.1, §3.3), else its per-service
 //! prefixes with a character that no hash has behind them, so that its clean-up removes ours (spec/layout.md §7).
 
+use std::net::SocketAddr;
+
 use distributary_model::Protocol;
 use sha2::{Digest as _, Sha256};
 
@@ -11,6 +13,8 @@ pub(crate) const MARK_MASQ: &str = "KUBE-MARK-MASQ";
 pub(crate) const EXTERNAL_SERVICES: &str = "KUBE-EXTERNAL-SERVICES";
 pub(crate) const FORWARD: &str = "KUBE-FORWARD";
 pub(crate) const PROXY_FIREWALL: &str = "KUBE-PROXY-FIREWALL";
+/// kubelet's too: what is in it stays, and it is never taken away.
+pub(crate) const FIREWALL: &str = "KUBE-FIREWALL";
 pub(crate) const CANARY: &str = "KUBE-PROXY-CANARY";
 /// Clears the mark and masquerades.
 pub(crate) const HAIRPIN: &str = "KUBE-SVC-0-HAIRPIN";
@@ -50,6 +54,12 @@ pub fn endpoint_hash(svc: &str, protocol: Protocol, endpoint: &str) -> String {
     base32(&[svc, protocol.as_str(), endpoint])
 }
 
+/// Whether the chain is part of a trie.
+pub(crate) fn is_bucket(chain: &str) -> bool {
+    let rest = PREFIXES.iter().find_map(|prefix| chain.strip_prefix(prefix));
+    rest.is_some_and(|rest| rest.starts_with("0-") || rest.starts_with("1-"))
+}
+
 /// The chains of one service port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Kind {
@@ -59,6 +69,8 @@ pub enum Kind {
     Svl,
     /// External destinations.
     Ext,
+    /// Load balancer addresses with source ranges.
+    Fw,
 }
 
 impl Kind {
@@ -68,6 +80,7 @@ impl Kind {
             Self::Svc => "KUBE-SVC-",
             Self::Svl => "KUBE-SVL-",
             Self::Ext => "KUBE-EXT-",
+            Self::Fw => "KUBE-FW-",
         };
         format!("{prefix}{hash}")
     }
@@ -90,6 +103,11 @@ pub(crate) fn group_level(chain: &str) -> Option<u8> {
     u8::from_str_radix(rest, 16).ok().filter(|&level| level > 0)
 }
 
+/// The affinity list of an endpoint: kube-proxy's, so that who takes over remembers its clients (§3.13).
+pub(crate) fn affinity_list(svc: &str, protocol: Protocol, endpoint: SocketAddr) -> String {
+    format!("KUBE-SEP-{}", endpoint_hash(svc, protocol, &endpoint.to_string()))
+}
+
 /// A chain of an address trie, which covers a prefix.
 pub(crate) fn bucket(root: &str, width: u8, prefix: u128, len: u8) -> String {
     if width <= 32 {
@@ -101,13 +119,13 @@ pub(crate) fn bucket(root: &str, width: u8, prefix: u128, len: u8) -> String {
 }
 
 /// A chain of a trie of ports.
-pub(crate) fn port_bucket(protocol: Protocol, first: u16, len: u8) -> String {
+pub(crate) fn port_bucket(root: &str, protocol: Protocol, first: u16, len: u8) -> String {
     let letter = match protocol {
         Protocol::Tcp => 'T',
         Protocol::Udp => 'U',
         Protocol::Sctp => 'S',
     };
-    format!("KUBE-EXT-1-{letter}{first:04X}-{len:02}")
+    format!("{root}{letter}{first:04X}-{len:02}")
 }
 
 #[cfg(test)]
@@ -141,7 +159,9 @@ mod tests {
             (group(Kind::Svl, hash, 1, 0), "KUBE-SEP-"),
             (bucket("KUBE-SVC-0-", 32, 0xffff_fff8, 30), "KUBE-SVC-"),
             (bucket("KUBE-SVC-0-", 128, u128::MAX, 126), "KUBE-SVC-"),
-            (port_bucket(Protocol::Sctp, 65_528, 15), "KUBE-EXT-"),
+            (port_bucket("KUBE-EXT-1-", Protocol::Sctp, 65_528, 15), "KUBE-EXT-"),
+            (port_bucket("KUBE-FW-1-", Protocol::Tcp, 65_528, 15), "KUBE-FW-"),
+            (bucket("KUBE-FW-0-", 128, u128::MAX, 126), "KUBE-FW-"),
             (HAIRPIN.into(), "KUBE-SVC-"),
             (HAIRPINS.into(), "KUBE-SVL-"),
         ] {

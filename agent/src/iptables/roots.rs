@@ -8,11 +8,12 @@ use distributary_model::{Key, Name, Protocol};
 use ipnet::IpNet;
 
 use super::chain::Chain;
+use super::fixed::LOOPBACK_V4;
 use super::names::{self, Kind};
 use super::parse::{Dump, Table, argument, target};
 use super::rule::{Is, Match, Rule, Target};
 use super::trie::{EntryKey, Item, Laid, Prefix, Trie};
-use crate::plan::{Answer, Family, port::svc};
+use crate::plan::{Answer, Family, NodePorts, NodeState, port::svc};
 
 const PROTOCOLS: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
@@ -27,14 +28,21 @@ pub(crate) enum Root {
     Hairpins,
     /// filter KUBE-SERVICES: cluster IPs that nobody serves.
     Unserved,
+    /// filter KUBE-EXTERNAL-SERVICES: external addresses that nobody serves.
+    UnservedExternal,
     /// filter KUBE-EXTERNAL-SERVICES, the node ports that nobody serves.
     UnservedNodePorts(Protocol),
+    /// filter KUBE-PROXY-FIREWALL: what source ranges did not let through.
+    Firewall,
+    /// filter KUBE-NODEPORTS: where load balancers ask for health.
+    HealthChecks,
 }
 
 impl Root {
     /// What it answers hides what nat would do: added before nat takes something away, taken away after nat has added.
     pub(crate) fn is_answer(self) -> bool {
-        matches!(self, Self::Unserved | Self::UnservedNodePorts(_))
+        use Root::{Firewall, Unserved, UnservedExternal, UnservedNodePorts};
+        matches!(self, Unserved | UnservedExternal | UnservedNodePorts(_) | Firewall)
     }
 
     /// The chains that have this trie in them, with their tables.
@@ -44,33 +52,62 @@ impl Root {
             Self::NodePorts(_) => &[(Table::Nat, names::NODEPORTS)],
             Self::Hairpins => &[(Table::Nat, names::HAIRPINS), (Table::Filter, names::HAIRPINS)],
             Self::Unserved => &[(Table::Filter, names::SERVICES)],
-            Self::UnservedNodePorts(_) => &[(Table::Filter, names::EXTERNAL_SERVICES)],
+            Self::UnservedExternal | Self::UnservedNodePorts(_) => {
+                &[(Table::Filter, names::EXTERNAL_SERVICES)]
+            }
+            Self::Firewall => &[(Table::Filter, names::PROXY_FIREWALL)],
+            Self::HealthChecks => &[(Table::Filter, names::NODEPORTS)],
+        }
+    }
+
+    /// What the names of the chains below its head begin with.
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Services | Self::Unserved => "KUBE-SVC-0-",
+            Self::Hairpins => "KUBE-SVL-0-",
+            Self::UnservedExternal => "KUBE-EXT-0-",
+            Self::NodePorts(_) | Self::UnservedNodePorts(_) => "KUBE-EXT-1-",
+            Self::Firewall => "KUBE-FW-0-",
+            Self::HealthChecks => "KUBE-FW-1-",
         }
     }
 
     fn protocol(self) -> Option<Protocol> {
         match self {
             Self::NodePorts(protocol) | Self::UnservedNodePorts(protocol) => Some(protocol),
+            Self::HealthChecks => Some(Protocol::Tcp),
             _ => None,
         }
     }
 
     fn bucket(self, width: u8, Prefix { prefix, len }: Prefix) -> String {
         match self.protocol() {
-            Some(protocol) => names::port_bucket(protocol, prefix as u16, len),
-            None if self == Self::Hairpins => names::bucket("KUBE-SVL-0-", width, prefix, len),
-            None => names::bucket("KUBE-SVC-0-", width, prefix, len),
+            Some(protocol) => names::port_bucket(self.prefix(), protocol, prefix as u16, len),
+            None => names::bucket(self.prefix(), width, prefix, len),
         }
     }
+}
+
+/// What a service port is reached at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Destination {
+    ClusterIp,
+    ExternalIp,
+    LoadBalancer,
+    NodePort,
 }
 
 /// An entry of a trie: what is rendered as one rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Leaf {
     /// Traffic of a service port goes to a chain of its own.
-    Serve { key: Arc<Key>, port: Name, kind: Kind },
+    Serve { key: Arc<Key>, port: Name, kind: Kind, to: Destination },
     /// Nobody serves it.
     Refuse { key: Arc<Key>, port: Name, answer: Answer },
+    /// Its source ranges did not let it through.
+    Firewall { key: Arc<Key>, port: Name },
+    /// A load balancer may ask for health.
+    HealthCheck { key: Arc<Key>, port: Name },
     /// A rule that the kernel had when it was read, until it is known whether it is wanted.
     Found(Box<str>),
     /// An address that can meet itself.
@@ -98,6 +135,7 @@ pub(crate) fn bits(address: IpAddr) -> u128 {
 pub(crate) struct Roots {
     family: Family,
     cluster: Name,
+    node_ports: NodePorts,
     tries: BTreeMap<Root, Trie<Leaf>>,
 }
 
@@ -120,23 +158,33 @@ pub(crate) struct RootLaid {
 
 impl Roots {
     /// The heads of all tries.
-    pub(crate) const HEADS: [(Table, &'static str); 6] = [
+    pub(crate) const HEADS: [(Table, &'static str); 8] = [
         (Table::Nat, names::SERVICES),
         (Table::Nat, names::NODEPORTS),
         (Table::Nat, names::HAIRPINS),
         (Table::Filter, names::SERVICES),
         (Table::Filter, names::EXTERNAL_SERVICES),
+        (Table::Filter, names::NODEPORTS),
+        (Table::Filter, names::PROXY_FIREWALL),
         (Table::Filter, names::HAIRPINS),
     ];
 
     pub(crate) fn new(family: Family, cluster: Name) -> Self {
-        let addresses = [Root::Services, Root::Unserved, Root::Hairpins].map(|root| (root, family.width()));
         let ports = PROTOCOLS
             .into_iter()
-            .flat_map(|protocol| [(Root::NodePorts(protocol), 16), (Root::UnservedNodePorts(protocol), 16)]);
-        let tries =
-            addresses.into_iter().chain(ports).map(|(root, width)| (root, Trie::new(width))).collect();
-        Self { family, cluster, tries }
+            .flat_map(|protocol| [Root::NodePorts(protocol), Root::UnservedNodePorts(protocol)])
+            .chain([Root::HealthChecks])
+            .map(|root| (root, 16));
+        let addresses =
+            [Root::Services, Root::Unserved, Root::UnservedExternal, Root::Firewall, Root::Hairpins];
+        let tries = addresses.into_iter().map(|root| (root, family.width())).chain(ports);
+        let tries = tries.map(|(root, width)| (root, Trie::new(width))).collect();
+        Self { family, cluster, node_ports: NodeState::default().node_ports, tries }
+    }
+
+    /// Where node ports are; a change is in the heads that are asked for after it.
+    pub(crate) fn set_node_ports(&mut self, node_ports: NodePorts) {
+        self.node_ports = node_ports;
     }
 
     pub(crate) fn set(&mut self, root: Root, key: EntryKey, leaf: Option<Leaf>) {
@@ -188,13 +236,13 @@ impl Roots {
         let rules =
             tries.flat_map(|(&root, trie)| self.rules(root, trie, table, Prefix { prefix: 0, len: 0 }));
         let tail = ((table, name) == (Table::Nat, names::SERVICES)).then(|| self.tail());
-        Chain::new(name, rules.chain(tail))
+        Chain::new(name, rules.chain(tail.into_iter().flatten()))
     }
 
     /// nat KUBE-SERVICES with only these entries.
     pub(crate) fn services_of(&self, entries: impl Iterator<Item = (EntryKey, Leaf)>) -> Chain {
         let rules = entries.map(|(key, leaf)| self.leaf(Root::Services, Table::Nat, key, &leaf));
-        Chain::new(names::SERVICES, rules.chain([self.tail()]))
+        Chain::new(names::SERVICES, rules.chain(self.tail()))
     }
 
     /// Every chain below a head.
@@ -214,9 +262,10 @@ impl Roots {
             for (name, rule) in
                 kernel.chains(table).flat_map(|(name, rules)| rules.iter().map(move |r| (name, *r)))
             {
-                for (&root, trie) in self.tries.iter().filter(|(root, _)| root.chains()[0].0 == table) {
-                    if let Some(prefix) = self.jumped_to(root, trie.width(), rule) {
-                        seen.entry(root).or_default().insert(prefix);
+                if let Some(bucket) = target(rule).filter(|target| names::is_bucket(target)) {
+                    for (&root, trie) in self.tries.iter().filter(|(root, _)| root.chains()[0].0 == table) {
+                        let prefix = self.jumped_to(root, trie.width(), rule, bucket);
+                        seen.entry(root).or_default().extend(prefix);
                     }
                 }
                 if table == Table::Filter
@@ -235,10 +284,9 @@ impl Roots {
         found.into_keys().collect()
     }
 
-    /// The node of a trie that a rule jumps to.
-    fn jumped_to(&self, root: Root, width: u8, rule: &str) -> Option<Prefix> {
-        let target = target(rule)?;
-        if !names::is_per_service(target) {
+    /// The node of a trie that a rule jumps to, if the bucket is one.
+    fn jumped_to(&self, root: Root, width: u8, rule: &str, bucket: &str) -> Option<Prefix> {
+        if !bucket.starts_with(root.prefix()) {
             return None;
         }
         let prefix = match root.protocol() {
@@ -254,14 +302,17 @@ impl Roots {
                 Prefix { prefix: bits(net.network()), len: net.prefix_len() }
             }
         };
-        (root.bucket(width, prefix) == target).then_some(prefix)
+        (root.bucket(width, prefix) == bucket).then_some(prefix)
     }
 
     /// What a rule refuses, if that is all it does.
     fn refused(&self, chain: &str, rule: &str) -> Option<(Root, EntryKey)> {
-        let ours =
-            [names::SERVICES, names::EXTERNAL_SERVICES].contains(&chain) || names::is_per_service(chain);
-        if !ours || !matches!(target(rule)?, "REJECT" | "DROP") || rule.contains(" ! ") {
+        let roots = [Root::Unserved, Root::UnservedExternal, Root::Firewall];
+        let root = |root: &Root| chain == root.chains()[0].1 || chain.starts_with(root.prefix());
+        let root = roots.into_iter().find(root);
+        let of_node_ports = chain == names::EXTERNAL_SERVICES || chain.starts_with("KUBE-EXT-1-");
+        let refuses = matches!(target(rule)?, "REJECT" | "DROP") && !rule.contains(" ! ");
+        if !refuses || (root.is_none() && !of_node_ports) {
             return None;
         }
         let protocol = argument(rule, "-p")?.1;
@@ -272,9 +323,7 @@ impl Roots {
         }
         let net: IpNet = argument(rule, "-d")?.1.parse().ok()?;
         let host = net.prefix_len() == net.max_prefix_len() && Family::of(&net.addr()) == self.family;
-        // Of external addresses nothing is refused yet.
-        (host && chain != names::EXTERNAL_SERVICES)
-            .then(|| (Root::Unserved, at_address(net.addr(), protocol, port)))
+        host.then(|| (root, at_address(net.addr(), protocol, port))).and_then(|(root, at)| Some((root?, at)))
     }
 
     fn rules(
@@ -322,11 +371,15 @@ impl Roots {
         };
         let svc = |key: &Key, port: &Name| svc(&self.cluster, key, port);
         Ok(match leaf {
-            Leaf::Serve { key, port, kind } => {
+            Leaf::Serve { key, port, kind, to } => {
                 let svc = svc(key, port);
                 let chain = kind.chain(&names::service_hash(&svc, protocol));
-                let comment = if root == Root::Services { format!("{svc} cluster IP") } else { svc };
-                at_port(Rule::jump(chain).comment(comment))
+                at_port(Rule::jump(chain).comment(match to {
+                    Destination::ClusterIp => format!("{svc} cluster IP"),
+                    Destination::ExternalIp => format!("{svc} external IP"),
+                    Destination::LoadBalancer => format!("{svc} loadbalancer IP"),
+                    Destination::NodePort => svc,
+                }))
             }
             Leaf::Refuse { key, port, answer } => {
                 let (what, target) = match answer {
@@ -334,7 +387,16 @@ impl Roots {
                     Answer::Drop => ("has no local endpoints", Target::Drop),
                 };
                 let rule = Rule::to(target).comment(format!("{} {what}", svc(key, port)));
-                at_port(if root == Root::Unserved { rule } else { rule.with(Match::ToHost) })
+                at_port(if root.protocol().is_none() { rule } else { rule.with(Match::ToHost) })
+            }
+            Leaf::Firewall { key, port } => {
+                let svc = svc(key, port);
+                let chain = Kind::Fw.chain(&names::service_hash(&svc, protocol));
+                at_port(Rule::to(Target::Drop).comment(format!("{svc} traffic not accepted by {chain}")))
+            }
+            Leaf::HealthCheck { key, port } => {
+                let comment = format!("{} health check node port", svc(key, port));
+                at_port(Rule::to(Target::Accept).comment(comment))
             }
             Leaf::Hairpin => {
                 let rule = match table {
@@ -348,14 +410,23 @@ impl Roots {
     }
 
     /// Node ports stand behind all that is more exact (spec/kube-proxy.md §3.6).
-    fn tail(&self) -> Result<Rule, Box<str>> {
-        let loopback = match self.family {
-            Family::V4 => IpNet::from(ipnet::Ipv4Net::new_assert(std::net::Ipv4Addr::new(127, 0, 0, 0), 8)),
-            Family::V6 => self.net(1, 128),
-        };
+    fn tail(&self) -> Vec<Result<Rule, Box<str>>> {
         let text = "kubernetes service nodeports; NOTE: this must be the last rule in this chain";
-        let rule = Rule::jump(names::NODEPORTS).comment(text).with(Match::ToHost);
-        Ok(Rule { destination: Some(Is::Not(loopback)), ..rule })
+        let rule = || Rule::jump(names::NODEPORTS).comment(text);
+        match &self.node_ports {
+            NodePorts::At(addresses) => {
+                let at = |address: &IpAddr| Rule { destination: Some(Is::Yes((*address).into())), ..rule() };
+                addresses.iter().map(|address| Ok(at(address))).collect()
+            }
+            NodePorts::Everywhere { loopback } => {
+                let not_loopback = match self.family {
+                    Family::V4 if *loopback => None,
+                    Family::V4 => Some(Is::Not(LOOPBACK_V4)),
+                    Family::V6 => Some(Is::Not(self.net(1, 128))),
+                };
+                vec![Ok(Rule { destination: not_loopback, ..rule().with(Match::ToHost) })]
+            }
+        }
     }
 
     fn net(&self, bits: u128, len: u8) -> IpNet {

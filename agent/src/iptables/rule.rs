@@ -51,6 +51,10 @@ pub enum Match {
     Ports(u16, u16),
     /// A state that conntrack knows, or several with commas.
     State(&'static str),
+    /// None of these states.
+    NoState(&'static str),
+    /// Translated, and first meant for this network.
+    TranslatedFrom(IpNet),
     /// The source address is one of this host's.
     FromHost,
     /// The destination address is one of this host's.
@@ -61,6 +65,20 @@ pub enum Match {
     Bpf(&'static str),
     /// One in so many: of 2^31.
     Chance(u32),
+    /// The source address is in this list since at most so many seconds; what is older is forgotten, and the time of
+    /// what is found is now.
+    Remembered {
+        /// Name of the list.
+        list: Name,
+        /// How long an address is remembered.
+        seconds: u32,
+        /// Of the addresses in it.
+        family: Family,
+    },
+    /// Puts the source address into a list of addresses of the family. Matches always.
+    Remember(Name, Family),
+    /// Counts in an accounting object of the kernel. Matches always.
+    Account(&'static str),
 }
 
 /// What happens to what matches.
@@ -170,6 +188,8 @@ impl Match {
                 out.push(' ');
             }
             Self::State(states) => word(out, "-m conntrack --ctstate ", states),
+            Self::NoState(states) => word(out, "-m conntrack ! --ctstate ", states),
+            Self::TranslatedFrom(net) => word(out, "-m conntrack --ctstate DNAT --ctorigdst ", net),
             Self::FromHost => out.push_str("-m addrtype --src-type LOCAL "),
             Self::ToHost => out.push_str("-m addrtype --dst-type LOCAL "),
             Self::Mark(Is::Yes(bit)) => word(out, "-m mark --mark ", format_args!("{bit:#x}/{bit:#x}")),
@@ -179,8 +199,22 @@ impl Match {
                 let (whole, rest) = decimals(*of);
                 word(out, "-m statistic --mode random --probability ", format_args!("{whole}.{rest:011}"));
             }
+            Self::Remembered { list, seconds, family } => {
+                let what = format_args!("--update --seconds {seconds} --reap --name {list}");
+                recent(out, *family, what);
+            }
+            Self::Remember(list, family) => recent(out, *family, format_args!("--set --name {list}")),
+            Self::Account(object) => word(out, "-m nfacct --nfacct-name ", object),
         }
     }
+}
+
+fn recent(out: &mut String, family: Family, what: std::fmt::Arguments<'_>) {
+    let mask = match family {
+        Family::V4 => "255.255.255.255",
+        Family::V6 => "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff",
+    };
+    word(out, "-m recent ", format_args!("{what} --mask {mask} --rsource"));
 }
 
 /// `of` / 2^31 in eleven decimals, halves to even, as printf does.

@@ -1,24 +1,28 @@
 //! The chains of one service port, and where its traffic comes from (spec/kube-proxy.md §3.6, §3.7). Endpoints have no
 //! chain of their own: what kube-proxy's chain of an endpoint does stands in the service's, or in a group's.
 
-use std::net::SocketAddr;
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use distributary_model::{Key, Protocol};
+use distributary_model::Key;
+use ipnet::IpNet;
 
 use super::chain::Chain;
 use super::groups;
 use super::names::{self, Kind};
-use super::roots::{Leaf, Root, at, at_address};
+use super::roots::{Destination, Leaf, Root, at, at_address};
 use super::rule::{Is, Match, Rule, Target, chance};
 use super::trie::EntryKey;
-use crate::plan::{Detector, PortPlan};
+use crate::plan::{Detector, Family, PortPlan};
 
 /// What the rules of all services depend on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Style<'a> {
     pub(crate) detector: Option<&'a Detector>,
     pub(crate) masquerade_all: bool,
+    /// The node's primary address of the family.
+    pub(crate) node_address: Option<IpAddr>,
 }
 
 /// Whether a packet is a local pod's (§3.9).
@@ -31,43 +35,60 @@ enum Pod {
 /// A service port's way into the rules.
 pub(crate) type Entry = (Root, EntryKey, Leaf);
 
-/// Who sends traffic to the EXT chain.
-enum Destination {
-    NodePort(u16),
+/// Whether there is anything but a cluster IP to send traffic to.
+pub(crate) fn is_external(plan: &PortPlan) -> bool {
+    plan.node_port.is_some() || !plan.external_ips.is_empty() || !plan.vips.is_empty()
 }
 
-/// All external destinations of a service port.
-fn destinations(plan: &PortPlan) -> impl Iterator<Item = Destination> {
-    plan.node_port.map(Destination::NodePort).into_iter()
+/// Source ranges are checked: somebody could answer (§3.6).
+fn is_filtered(plan: &PortPlan) -> bool {
+    plan.has_any && !plan.vips.is_empty() && !plan.source_ranges.is_empty()
 }
 
 /// Its leaves in the tries.
 pub(crate) fn entries(plan: &PortPlan, key: &Arc<Key>) -> Vec<Entry> {
-    let mut entries = Vec::new();
-    let serve = |kind| Leaf::Serve { key: key.clone(), port: plan.port_name.clone(), kind };
-    let refuse = |answer| Leaf::Refuse { key: key.clone(), port: plan.port_name.clone(), answer };
+    // Of the same address twice the first counts: one with source ranges before one without, so that no external IP
+    // leads around them (WART-6).
+    let mut entries = BTreeMap::new();
+    let port = || plan.port_name.clone();
+    let serve = |kind, to| Leaf::Serve { key: key.clone(), port: port(), kind, to };
+    let refuse = |answer| Leaf::Refuse { key: key.clone(), port: port(), answer };
+    let at_address = |address| at_address(address, plan.protocol, plan.port);
     if let Some(address) = plan.cluster_ip {
-        let at = at_address(address, plan.protocol, plan.port);
-        entries.push(match plan.internal_answer() {
-            None => (Root::Services, at, serve(internal(plan))),
-            Some(answer) => (Root::Unserved, at, refuse(answer)),
-        });
-    }
-    for destination in destinations(plan) {
-        let (served, unserved, at) = match destination {
-            Destination::NodePort(port) => {
-                (Root::NodePorts(plan.protocol), Root::UnservedNodePorts(plan.protocol), at(port.into()))
-            }
+        let (root, leaf) = match plan.internal_answer() {
+            None => (Root::Services, serve(internal(plan), Destination::ClusterIp)),
+            Some(answer) => (Root::Unserved, refuse(answer)),
         };
+        entries.insert((root, at_address(address)), leaf);
+    }
+    let mut external = |served: Root, unserved: Root, at: EntryKey, leaf: Leaf| {
         if plan.has_any {
-            entries.push((served, at, serve(Kind::Ext)));
+            entries.entry((served, at)).or_insert(leaf);
         }
         // Both where only local clients are served: nat takes theirs, and the rest falls out of the EXT chain.
         if let Some(answer) = plan.external_answer() {
-            entries.push((unserved, at, refuse(answer)));
+            entries.entry((unserved, at)).or_insert_with(|| refuse(answer));
         }
+    };
+    let vip = if is_filtered(plan) { Kind::Fw } else { Kind::Ext };
+    let vips = plan.vips.iter().map(|vip_at| (*vip_at, serve(vip, Destination::LoadBalancer)));
+    let ips = plan.external_ips.iter().map(|ip| (*ip, serve(Kind::Ext, Destination::ExternalIp)));
+    for (address, leaf) in vips.chain(ips) {
+        external(Root::Services, Root::UnservedExternal, at_address(address), leaf);
     }
-    entries
+    if let Some(node_port) = plan.node_port {
+        let (served, unserved) = (Root::NodePorts(plan.protocol), Root::UnservedNodePorts(plan.protocol));
+        external(served, unserved, at(node_port.into()), serve(Kind::Ext, Destination::NodePort));
+    }
+    for address in plan.vips.iter().filter(|_| is_filtered(plan)) {
+        let leaf = Leaf::Firewall { key: key.clone(), port: port() };
+        entries.insert((Root::Firewall, at_address(*address)), leaf);
+    }
+    if let Some(health_check) = plan.health_check_node_port {
+        let leaf = Leaf::HealthCheck { key: key.clone(), port: port() };
+        entries.insert((Root::HealthChecks, at(health_check.into())), leaf);
+    }
+    entries.into_iter().map(|((root, at), leaf)| (root, at, leaf)).collect()
 }
 
 fn internal(plan: &PortPlan) -> Kind {
@@ -82,7 +103,7 @@ pub(crate) fn chains(
 ) -> Vec<Chain> {
     let hash = names::service_hash(&plan.svc, plan.protocol);
     let mut chains = Vec::new();
-    let external = plan.has_any && destinations(plan).next().is_some();
+    let external = plan.has_any && is_external(plan);
     let by_cluster_ip = plan.cluster_ip.is_some() && plan.internal_answer().is_none();
     for (kind, endpoints) in [(Kind::Svc, &plan.cluster), (Kind::Svl, &plan.local)] {
         let from_cluster_ip = by_cluster_ip && kind == internal(plan);
@@ -94,10 +115,13 @@ pub(crate) fn chains(
         // Where a client is remembered, its endpoints must stand before the dice: all of them in one chain.
         let endpoints_now = if plan.affinity_seconds == 0 { endpoints.len() } else { 0 };
         let level = level(&kind.chain(&hash), endpoints_now);
-        balance(&mut chains, kind, &hash, plan.protocol, masquerade, groups::split(endpoints, level), level);
+        balance(&mut chains, plan, kind, &hash, masquerade, groups::split(endpoints, level), level);
     }
     if external {
         chains.push(Chain::new(&Kind::Ext.chain(&hash), ext(plan, style, &hash)));
+    }
+    if is_filtered(plan) {
+        chains.push(Chain::new(&Kind::Fw.chain(&hash), fw(plan, style, &hash)));
     }
     chains
 }
@@ -126,16 +150,17 @@ fn of_pods(rule: Rule, detector: &Detector, pod: Pod) -> Rule {
 
 fn balance(
     chains: &mut Vec<Chain>,
+    plan: &PortPlan,
     kind: Kind,
     hash: &str,
-    protocol: Protocol,
     masquerade: Option<Rule>,
     groups: Vec<(usize, Vec<SocketAddr>)>,
     level: u8,
 ) {
     let name = kind.chain(hash);
     if level == 0 {
-        let flat = groups.iter().flat_map(|(_, endpoints)| dice(protocol, endpoints));
+        let flat =
+            groups.iter().flat_map(|(_, endpoints)| remembered(plan, endpoints).chain(dice(plan, endpoints)));
         chains.push(Chain::new(&name, masquerade.into_iter().chain(flat)));
         return;
     }
@@ -149,20 +174,53 @@ fn balance(
             false => rule,
         });
         left -= endpoints.len();
-        chains.push(Chain::new(&group, dice(protocol, &endpoints)));
+        chains.push(Chain::new(&group, dice(plan, &endpoints)));
     }
     chains.push(Chain::new(&name, rules));
 }
 
-/// Each endpoint with the same probability.
-fn dice(protocol: Protocol, endpoints: &[SocketAddr]) -> impl Iterator<Item = Rule> {
-    endpoints.iter().enumerate().map(move |(i, endpoint)| {
-        let rule = Rule { protocol: Some(protocol), ..Rule::to(Target::Dnat(*endpoint)) };
-        match endpoints.len() - i {
-            1 => rule,
-            left => rule.with(chance(1, left)),
-        }
+/// Who was sent to an endpoint lately is sent there again (spec/layout.md §4).
+fn remembered(plan: &PortPlan, endpoints: &[SocketAddr]) -> impl Iterator<Item = Rule> {
+    let seconds = plan.affinity_seconds;
+    endpoints.iter().filter(move |_| seconds > 0).map(move |endpoint| {
+        let family = Family::of(&endpoint.ip());
+        let list = names::affinity_list(&plan.svc, plan.protocol, *endpoint).into();
+        to(plan, *endpoint).with(Match::Remembered { list, seconds, family })
     })
+}
+
+/// Each endpoint with the same probability.
+fn dice(plan: &PortPlan, endpoints: &[SocketAddr]) -> impl Iterator<Item = Rule> {
+    endpoints.iter().enumerate().map(move |(i, endpoint)| {
+        let rule = match endpoints.len() - i {
+            1 => to(plan, *endpoint),
+            left => to(plan, *endpoint).with(chance(1, left)),
+        };
+        if plan.affinity_seconds == 0 {
+            return rule;
+        }
+        let list = names::affinity_list(&plan.svc, plan.protocol, *endpoint).into();
+        rule.with(Match::Remember(list, Family::of(&endpoint.ip())))
+    })
+}
+
+fn to(plan: &PortPlan, endpoint: SocketAddr) -> Rule {
+    Rule { protocol: Some(plan.protocol), ..Rule::to(Target::Dnat(endpoint)) }
+}
+
+/// Whom the source ranges let through; nobody else is translated, and so meets KUBE-PROXY-FIREWALL (§3.7, §3.11).
+fn fw(plan: &PortPlan, style: Style<'_>, hash: &str) -> Vec<Rule> {
+    let from = |source: IpNet| {
+        let rule = Rule::jump(Kind::Ext.chain(hash)).comment(format!("{} loadbalancer IP", plan.svc));
+        Rule { source: Some(Is::Yes(source)), ..rule }
+    };
+    let lets_host =
+        plan.source_ranges.iter().any(|range| style.node_address.is_some_and(|own| range.contains(&own)));
+    // A host that has the address itself comes from it.
+    let host = plan.vips.iter().filter(|_| lets_host).map(|vip| from((*vip).into()));
+    let rest = Rule::default()
+        .comment(format!("other traffic to {} will be dropped by KUBE-PROXY-FIREWALL", plan.svc));
+    plan.source_ranges.iter().map(|range| from(*range)).chain(host).chain([rest]).collect()
 }
 
 fn ext(plan: &PortPlan, style: Style<'_>, hash: &str) -> Vec<Rule> {

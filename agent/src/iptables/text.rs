@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use distributary_model::{Key, Name};
 
 use super::chain::Chain;
-use super::fixed::Jump;
+use super::fixed::Addition;
 use super::lay::{Batch, Change, Part};
 use super::parse::Table;
 use super::roots::Root;
@@ -36,6 +36,7 @@ impl Iptables {
     pub(super) fn text(&self, batch: &Batch) -> Option<Write> {
         let mut write = Write::default();
         let Batch { early, nat, late, mangle } = batch;
+        let additions = self.additions();
         let (first, served) = self.first(nat);
         if let Some(served) = &served {
             // What these jump to beside themselves is declared, and empty yet.
@@ -44,10 +45,10 @@ impl Iptables {
             let declared: Vec<Chain> = declared.collect();
             let chains = declared.iter().chain([served]).map(Part::from);
             let chains: Vec<Part<'_>> = first.iter().copied().chain(chains).collect();
-            write.section(Table::Nat, &chains, &self.jumps, &[], &[]);
+            write.section(Table::Nat, &chains, &additions, &[], &[]);
         }
         let done: BTreeSet<&str> = first.iter().map(|part| &**part.name).collect();
-        let jumps: &[Jump] = if served.is_none() { &self.jumps } else { &[] };
+        let of_nat: &[Addition] = if served.is_none() { &additions } else { &[] };
         // Chains of filter that are no more are deleted with the last of it.
         let early_is_last = late.len() == 0;
         let none = BTreeSet::new();
@@ -57,9 +58,9 @@ impl Iptables {
             early,
             if early_is_last { &late.gone } else { &none },
             &done,
-            &self.jumps,
+            &additions,
         );
-        self.table(&mut write, Table::Nat, nat, &nat.gone, &done, jumps);
+        self.table(&mut write, Table::Nat, nat, &nat.gone, &done, of_nat);
         if !early_is_last {
             self.table(&mut write, Table::Filter, late, &late.gone, &done, &[]);
         }
@@ -69,9 +70,8 @@ impl Iptables {
 
     /// On an empty node, and where it takes several sections: what [`FIRST`] needs, and a list of only these.
     fn first<'a>(&self, nat: &'a Change) -> (Vec<Part<'a>>, Option<Chain>) {
-        let empty = Chain::empty(names::SERVICES).hash();
         let held = self.kernel.get(&(Table::Nat, names::SERVICES.into()));
-        if !self.cuts(nat.len()) || held.is_some_and(|held| *held != empty) {
+        if !self.cuts(nat.len()) || held.is_some_and(|held| held.rules > 0) {
             return (Vec::new(), None);
         }
         let laid = |(namespace, name): &(&str, &str)| {
@@ -100,25 +100,24 @@ impl Iptables {
         change: &Change,
         gone: &BTreeSet<Name>,
         done: &BTreeSet<&str>,
-        jumps: &[Jump],
+        additions: &[Addition],
     ) {
         let parts = change.parts().filter(|part| table != Table::Nat || !done.contains(&**part.name));
         let mut chains: Vec<Part<'_>> = parts.collect();
         chains.sort_by_key(|part| (rank(part.name), part.name));
-        let jumps: Vec<Jump> = jumps.iter().filter(|jump| jump.table == table).copied().collect();
         let pinned = |name: &&Name| self.pinned.contains(&(table, (*name).clone()));
         let (flushed, deleted): (Vec<&Name>, Vec<&Name>) = gone.iter().partition(pinned);
         if !self.cuts(chains.len() + gone.len()) {
-            write.section(table, &chains, &jumps, &flushed, &deleted);
+            write.section(table, &chains, additions, &flushed, &deleted);
             return;
         }
         let section = self.options.section;
         let parts = chains.chunks(section).count();
         for (i, part) in chains.chunks(section).enumerate() {
-            write.section(table, part, if i + 1 == parts { &jumps } else { &[] }, &[], &[]);
+            write.section(table, part, if i + 1 == parts { additions } else { &[] }, &[], &[]);
         }
         if parts == 0 {
-            write.section(table, &[], &jumps, &[], &[]);
+            write.section(table, &[], additions, &[], &[]);
         }
         // Nothing that is kept refers to these; they may to each other, so all are emptied before one is deleted.
         let gone: Vec<&Name> = gone.iter().collect();
@@ -142,12 +141,12 @@ impl Write {
         &mut self,
         table: Table,
         chains: &[Part<'_>],
-        jumps: &[Jump],
+        additions: &[Addition],
         flushed: &[&Name],
         deleted: &[&Name],
     ) {
-        let jumps: Vec<&Jump> = jumps.iter().filter(|jump| jump.table == table).collect();
-        if chains.is_empty() && jumps.is_empty() && flushed.is_empty() && deleted.is_empty() {
+        let additions: Vec<&Addition> = additions.iter().filter(|one| one.table == table).collect();
+        if chains.is_empty() && additions.is_empty() && flushed.is_empty() && deleted.is_empty() {
             return;
         }
         let text = &mut self.text;
@@ -155,9 +154,12 @@ impl Write {
         for name in chains.iter().map(|chain| chain.name).chain(flushed.iter().chain(deleted).copied()) {
             text.extend([":", name, " - [0:0]\n"]);
         }
+        for name in additions.iter().filter_map(|one| one.declares) {
+            text.extend([":", name, " - [0:0]\n"]);
+        }
         text.extend(chains.iter().map(|chain| chain.text));
-        for jump in &jumps {
-            text.extend(["-I ", jump.from, " ", &jump.text(), "\n"]);
+        for addition in &additions {
+            text.extend([&addition.line, "\n"]);
         }
         for name in deleted {
             text.extend(["-X ", name, "\n"]);
@@ -165,7 +167,7 @@ impl Write {
         text.push_str("COMMIT\n");
         self.chains.extend(chains.iter().map(|chain| (table, chain.name.clone())));
         self.deleted.extend(deleted.iter().map(|&name| (table, name.clone())));
-        self.rules += chains.iter().map(|chain| chain.rules).sum::<usize>() + jumps.len();
+        self.rules += chains.iter().map(|chain| chain.rules).sum::<usize>() + additions.len();
         self.sections += 1;
     }
 }
@@ -180,7 +182,7 @@ fn rank(name: &str) -> u8 {
         names::HAIRPINS => u8::MAX - 2,
         _ if name.starts_with("KUBE-SEP-") => 1,
         // Of a trie, the deepest first.
-        _ if ["KUBE-SVC-0-", "KUBE-SVL-0-", "KUBE-EXT-1-"].iter().any(|trie| name.starts_with(trie)) => {
+        _ if names::is_bucket(name) => {
             name.rsplit('-').next().map_or(BUCKET, |len| BUCKET + (128 - bits(len).min(128)))
         }
         _ if name.starts_with("KUBE-SVC-") || name.starts_with("KUBE-SVL-") => 2,

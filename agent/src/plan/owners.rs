@@ -13,6 +13,8 @@ pub enum Claim {
     Address(IpAddr, Protocol, u16),
     /// A node port.
     NodePort(Protocol, u16),
+    /// A health check node port.
+    HealthCheckPort(u16),
 }
 
 /// A service port that claims. The least of several is the owner.

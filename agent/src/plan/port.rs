@@ -47,8 +47,8 @@ pub struct PortPlan {
     pub internal_local: bool,
     /// externalTrafficPolicy is Local.
     pub external_local: bool,
-    /// 0: none.
-    pub health_check_node_port: u16,
+    /// Where the load balancer asks for health: with one port of its Service, and only where it is owned.
+    pub health_check_node_port: Option<u16>,
     /// Sorted by address, then port.
     pub cluster: Vec<SocketAddr>,
     /// Sorted by address, then port.
@@ -99,17 +99,24 @@ fn of_family<'a>(addresses: &'a [IpAddr], family: Family) -> impl Iterator<Item 
     addresses.iter().copied().filter(move |address| Family::of(address) == family)
 }
 
-/// Everything that a Service claims in the family. External addresses are not served yet, so they claim nothing: else
-/// one could take a cluster IP away from its Service with nobody to answer.
+/// Everything that a Service claims in the family.
 pub(super) fn claims(config: &Config, key: &Arc<Key>, header: &ServiceHeader) -> BTreeSet<(Claim, Claimant)> {
     let mut claims = BTreeSet::new();
     let Some(cluster_ip) = of_family(&header.cluster_ips, config.family).next() else { return claims };
     for port in service_ports(header) {
         let claimant = Claimant::new(header.created, key, &port.name);
-        claims.insert((Claim::Address(cluster_ip, port.protocol, port.port), claimant.clone()));
+        let external = header.external_ips.iter().chain(&header.load_balancer_vips);
+        let external = external.copied().filter(|address| Family::of(address) == config.family);
+        for address in external.chain([cluster_ip]) {
+            claims.insert((Claim::Address(address, port.protocol, port.port), claimant.clone()));
+        }
         if port.node_port != 0 {
             claims.insert((Claim::NodePort(port.protocol, port.node_port), claimant));
         }
+    }
+    if let Some(port) = service_ports(header).next().filter(|_| header.health_check_node_port != 0) {
+        let claimant = Claimant::new(header.created, key, &port.name);
+        claims.insert((Claim::HealthCheckPort(header.health_check_node_port), claimant));
     }
     claims
 }
@@ -119,13 +126,18 @@ pub(super) fn plan(config: &Config, owners: &Owners, key: &Arc<Key>, service: &S
     let Some(cluster_ip) = of_family(&header.cluster_ips, config.family).next() else { return Vec::new() };
     let ranges = source_ranges(header, config.family);
     service_ports(header)
-        .map(|port| {
+        .enumerate()
+        .map(|(i, port)| {
             let owned = |address: &IpAddr| {
                 owners.owns(Claim::Address(*address, port.protocol, port.port), key, &port.name)
             };
             let node_port = Some(port.node_port).filter(|&node_port| {
                 node_port != 0 && owners.owns(Claim::NodePort(port.protocol, node_port), key, &port.name)
             });
+            let health_check = header.health_check_node_port;
+            let owns_health_check = i == 0
+                && health_check != 0
+                && owners.owns(Claim::HealthCheckPort(health_check), key, &port.name);
             let mut plan = PortPlan {
                 svc: svc(&config.cluster, key, &port.name),
                 port_name: port.name.clone(),
@@ -139,7 +151,7 @@ pub(super) fn plan(config: &Config, owners: &Owners, key: &Arc<Key>, service: &S
                 affinity_seconds: header.affinity_seconds,
                 internal_local: header.internal_policy_local,
                 external_local: header.external_policy_local,
-                health_check_node_port: header.health_check_node_port,
+                health_check_node_port: Some(health_check).filter(|_| owns_health_check),
                 cluster: Vec::new(),
                 local: Vec::new(),
                 has_any: false,

@@ -1,0 +1,69 @@
+//! How much there is of what, for metrics (spec/kube-proxy.md §6).
+
+use std::ops::{AddAssign, SubAssign};
+
+use super::{Iptables, Table};
+use crate::plan::PortPlan;
+
+/// Sizes of one family's rules.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Rules of ours in nat.
+    pub nat: usize,
+    /// Rules of ours in filter.
+    pub filter: usize,
+    /// Rules of nat in the last write.
+    pub last_nat: usize,
+    /// Rules of filter in the last write.
+    pub last_filter: usize,
+    /// Service ports whose cluster IP is served by local endpoints only, and which have none, but some elsewhere.
+    pub internal_without_local: usize,
+    /// The same of their external destinations.
+    pub external_without_local: usize,
+}
+
+/// Service ports that nobody serves on this node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct WithoutLocal {
+    internal: usize,
+    external: usize,
+}
+
+impl WithoutLocal {
+    pub(super) fn of(plan: &PortPlan) -> Self {
+        let none = plan.has_any && plan.local.is_empty();
+        let external = plan.external_local && super::service::is_external(plan);
+        Self { internal: usize::from(none && plan.internal_local), external: usize::from(none && external) }
+    }
+}
+
+impl AddAssign for WithoutLocal {
+    fn add_assign(&mut self, other: Self) {
+        self.internal += other.internal;
+        self.external += other.external;
+    }
+}
+
+impl SubAssign for WithoutLocal {
+    fn sub_assign(&mut self, other: Self) {
+        self.internal -= other.internal;
+        self.external -= other.external;
+    }
+}
+
+impl Iptables {
+    /// Sizes as of the last write. O(chains).
+    pub fn counts(&self) -> Counts {
+        let owned =
+            |table| self.kernel.iter().filter(|((of, _), _)| *of == table).map(|(_, held)| held.rules).sum();
+        let [last_nat, last_filter] = self.last;
+        Counts {
+            nat: owned(Table::Nat),
+            filter: owned(Table::Filter),
+            last_nat,
+            last_filter,
+            internal_without_local: self.without_local.internal,
+            external_without_local: self.without_local.external,
+        }
+    }
+}
