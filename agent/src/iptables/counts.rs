@@ -52,14 +52,12 @@ impl SubAssign for WithoutLocal {
 }
 
 impl Iptables {
-    /// Sizes as of the last write. O(chains).
+    /// Sizes as of the last write.
     pub fn counts(&self) -> Counts {
-        let owned =
-            |table| self.kernel.iter().filter(|((of, _), _)| *of == table).map(|(_, held)| held.rules).sum();
         let [last_nat, last_filter] = self.last;
         Counts {
-            nat: owned(Table::Nat),
-            filter: owned(Table::Filter),
+            nat: self.kernel.rules(Table::Nat),
+            filter: self.kernel.rules(Table::Filter),
             last_nat,
             last_filter,
             internal_without_local: self.without_local.internal,

@@ -9,11 +9,12 @@ use distributary_model::{Key, Name};
 
 use super::chain::{Chain, TextHash};
 use super::counts::WithoutLocal;
+use super::held::{Held, Id, Kernel};
 use super::parse::Table;
 use super::roots::{Leaf, Root, Roots, at, bits};
 use super::service::{self, Entry, Style};
 use super::trie::EntryKey;
-use super::{Hairpin, Held, Id, Iptables, fixed, groups, names};
+use super::{Hairpin, Iptables, fixed, groups, names};
 
 /// What a Service has in the rules.
 #[derive(Debug, Default)]
@@ -113,8 +114,6 @@ impl Batch {
     }
 }
 
-type Kernel = BTreeMap<Id, Held>;
-
 impl Change {
     fn put(&mut self, kernel: &Kernel, table: Table, chain: Chain) {
         self.gone.remove(&chain.name);
@@ -163,7 +162,7 @@ impl Change {
     fn drop(&mut self, kernel: &Kernel, table: Table, name: Name) {
         self.chains.remove(&name);
         let id = (table, name);
-        if kernel.contains_key(&id) {
+        if kernel.get(&id).is_some() {
             self.gone.insert(id.1);
         }
     }
@@ -312,7 +311,7 @@ impl Iptables {
         let heads = Roots::HEADS.into_iter().filter(|(_, head)| self.wants_head(head));
         wanted.extend(heads.map(|(table, head)| (table, head.into())));
         let empty = |id: &Id| self.kernel.get(id).is_some_and(|held| held.rules == 0);
-        let stale = self.kernel.keys().filter(|id| names::is_per_service(&id.1) && !wanted.contains(*id));
+        let stale = self.kernel.ids().filter(|id| names::is_per_service(&id.1) && !wanted.contains(*id));
         for id in stale.filter(|id| !(self.pinned.contains(*id) && empty(id))) {
             batch.drop(&self.kernel, id.0, id.1.clone());
         }

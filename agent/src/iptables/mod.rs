@@ -12,6 +12,7 @@ mod counts;
 pub mod fake;
 mod fixed;
 mod groups;
+mod held;
 mod lay;
 pub mod names;
 mod parse;
@@ -22,16 +23,17 @@ mod text;
 pub mod trace;
 mod trie;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use distributary_model::{Key, Name, Service};
 
 use crate::plan::{self, Conflict, NodeState, Plan};
-use chain::{Chain, TextHash};
+use chain::Chain;
 use counts::WithoutLocal;
 use fixed::Addition;
+use held::{Held, Id, Kernel};
 use lay::Laid;
 use roots::{Root, Roots};
 use trie::EntryKey;
@@ -108,21 +110,6 @@ impl Options {
     }
 }
 
-type Id = (Table, Name);
-
-/// A chain as the kernel holds it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Held {
-    hash: TextHash,
-    rules: usize,
-}
-
-impl From<&Chain> for Held {
-    fn from(chain: &Chain) -> Self {
-        Self { hash: chain.hash(), rules: chain.rules }
-    }
-}
-
 /// One family's rules.
 #[derive(Debug)]
 pub struct Iptables {
@@ -136,7 +123,7 @@ pub struct Iptables {
     /// By how many Services an address can meet itself.
     hairpins: HashMap<IpAddr, u32>,
     /// Of every chain that is ours or kube-proxy's.
-    kernel: BTreeMap<Id, Held>,
+    kernel: Kernel,
     /// Chains that foreign rules jump to: emptied, not deleted.
     pinned: BTreeSet<Id>,
     /// What the kernel lacks in chains that are not ours.
@@ -175,7 +162,7 @@ impl Iptables {
             laid: HashMap::new(),
             levels: HashMap::new(),
             hairpins: HashMap::new(),
-            kernel: BTreeMap::new(),
+            kernel: Kernel::default(),
             pinned: BTreeSet::new(),
             lacking: fixed::lacking(family, &Dump::default()),
             found: Vec::new(),
@@ -240,7 +227,7 @@ impl Iptables {
 
     /// Whether the kernel holds chains of Services, ours or kube-proxy's.
     pub fn holds_services(&self) -> bool {
-        self.kernel.keys().any(|(_, name)| names::is_per_service(name) && !name.contains("-0-"))
+        self.kernel.ids().any(|(_, name)| names::is_per_service(name) && !names::is_bucket(name))
     }
 
     /// This is what the kernel holds, whatever was thought before. What of the shape depends on history is read back:
@@ -249,14 +236,14 @@ impl Iptables {
         let of_ours = |table, name: &str| {
             fixed::CHAINS.contains(&(table, name)) || (table != Table::Mangle && names::is_per_service(name))
         };
-        self.kernel.clear();
+        self.kernel = Kernel::default();
         self.pinned.clear();
         self.levels.clear();
         for table in Table::ALL {
             for (name, rules) in kernel.chains(table) {
                 if of_ours(table, name) {
                     let held = Held::from(&Chain::new(name, rules.iter().copied()));
-                    self.kernel.insert((table, name.into()), held);
+                    self.kernel.set((table, name.into()), Some(held));
                     let level = rules.iter().find_map(|rule| names::group_level(parse::target(rule)?));
                     self.levels.extend(level.map(|level| (Name::from(name), level)));
                 } else {
@@ -304,10 +291,7 @@ impl Iptables {
     pub fn written(&mut self) {
         let Some(outstanding) = self.outstanding.take() else { return };
         for (id, held) in outstanding.chains {
-            match held {
-                Some(held) => self.kernel.insert(id, held),
-                None => self.kernel.remove(&id),
-            };
+            self.kernel.set(id, held);
         }
         self.lacking.retain(|one| !outstanding.additions.contains(one));
     }
