@@ -290,7 +290,7 @@ fn an_agent_that_is_restarted_after_any_history_writes_nothing() -> Result<()> {
 }
 
 #[test]
-fn flushed_tables_are_written_again_within_seconds() -> Result<()> {
+fn a101_flushed_tables_are_written_again_within_seconds() -> Result<()> {
     for flavour in FLAVOURS {
         let node = Node::start(web, &["--iptables-flavour", flavour])?;
         let before = node.rules();
@@ -311,7 +311,7 @@ fn flushed_tables_are_written_again_within_seconds() -> Result<()> {
 }
 
 #[test]
-fn foreign_rules_are_never_touched_and_cleanup_removes_the_rest() -> Result<()> {
+fn a102_foreign_rules_are_never_touched_and_cleanup_removes_the_rest() -> Result<()> {
     for flavour in FLAVOURS {
         let mut node = Node::prepare(&["--iptables-flavour", flavour])?;
         let foreign = format!(

@@ -292,6 +292,49 @@ fn rule_3_7_what_no_agent_could_see_is_silence() {
 }
 
 #[test]
+fn a078_other_labels_of_a_node_are_silence() {
+    let mut world = World::new(World::process(1));
+    world.journal.commit(listed(vec![node("n1", "a")]), world.now);
+    world.connect();
+    world.run();
+    let labels = json!({"topology.kubernetes.io/zone": "a", "kubernetes.io/os": "linux"});
+    let labelled = json!({"metadata": {"name": "n1", "labels": labels}});
+    world.journal.commit(events(vec![object(ObjectKind::Node, &labelled)]), world.now);
+    assert_eq!(world.run().0, Vec::<&str>::new());
+}
+
+#[test]
+fn a094_nothing_is_sent_before_every_kind_has_listed() {
+    let mut world = World::new(World::process(1));
+    let list = |kind: ObjectKind, events: Vec<Event>| Update {
+        events,
+        listed: vec![kind],
+        fresh: vec![kind],
+        ..Update::default()
+    };
+    world.journal.commit(list(ObjectKind::Service, vec![service("web", "10.96.0.1")]), world.now);
+    world.journal.commit(list(ObjectKind::Node, vec![node("n1", "a")]), world.now);
+    world.journal.commit(list(ObjectKind::ServiceCidr, vec![]), world.now);
+    world.connect();
+    assert_eq!(world.run().0, Vec::<&str>::new());
+    let slice = slice("web", &["10.0.0.1"], &json!({}));
+    world.journal.commit(list(ObjectKind::EndpointSlice, vec![slice]), world.now);
+    assert_eq!(world.run().0, ["snapshot", "node", "frame", "end"]);
+    world.assert_equal();
+}
+
+#[test]
+fn a095_what_is_listed_again_without_changes_is_silence() {
+    let mut world = World::new(World::process(1));
+    let all = || vec![service("web", "10.96.0.1"), slice("web", &["10.0.0.1"], &json!({})), node("n1", "a")];
+    world.journal.commit(listed(all()), world.now);
+    world.connect();
+    world.run();
+    world.journal.commit(listed(all()), world.now);
+    assert_eq!(world.run().0, Vec::<&str>::new());
+}
+
+#[test]
 fn rule_3_8_heartbeats_carry_roots_and_a_wrong_one_is_seen() {
     let mut world = World::new(World::process(1));
     world.journal.commit(listed(vec![service("web", "10.96.0.1")]), world.now);

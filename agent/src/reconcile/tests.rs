@@ -36,6 +36,8 @@ struct State {
     least: usize,
     saves: usize,
     restores: usize,
+    /// The last restore.
+    text: String,
 }
 
 impl TestKernel {
@@ -52,6 +54,7 @@ impl TestKernel {
             least: usize::MAX,
             saves: 0,
             restores: 0,
+            text: String::new(),
         };
         Self(Arc::new(Mutex::new(state)))
     }
@@ -77,6 +80,7 @@ impl Kernel for TestKernel {
         let program = "fake".to_owned();
         self.with(|state| {
             state.restores += 1;
+            state.text = text.to_owned();
             if state.locked > 0 || state.lock_at == Some(state.restores - 1) {
                 state.locked = state.locked.saturating_sub(1);
                 return Err(KernelError::Node { program, message: "the lock is held".into() });
@@ -389,3 +393,5 @@ async fn nothing_is_written_before_something_is_to_be_programmed() {
     tokio::time::advance(Duration::from_secs(120)).await;
     assert_eq!(world.kernel.with(|state| (state.restores, state.saves)), (0, 0));
 }
+
+mod sync;
