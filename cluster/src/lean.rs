@@ -17,10 +17,10 @@ where
     Option::<T>::deserialize(from).map(Option::unwrap_or_default)
 }
 
-/// `metadata`, with the labels that mean something to us.
+/// `metadata`, with the labels, and maybe annotations, that mean something to us.
 #[derive(Debug, Default, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub(crate) struct Metadata<L: Default> {
+pub(crate) struct Metadata<L: Default, A: Default = de::IgnoredAny> {
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) name: String,
     #[serde(default, deserialize_with = "or_default")]
@@ -32,9 +32,11 @@ pub(crate) struct Metadata<L: Default> {
     pub(crate) deletion_timestamp: Option<de::IgnoredAny>,
     #[serde(default, deserialize_with = "or_default", bound(deserialize = "L: Deserialize<'de> + Default"))]
     pub(crate) labels: L,
+    #[serde(default, deserialize_with = "or_default", bound(deserialize = "A: Deserialize<'de> + Default"))]
+    pub(crate) annotations: A,
 }
 
-impl<L: Default> Metadata<L> {
+impl<L: Default, A: Default> Metadata<L, A> {
     /// The object's key; `None` where it has no name.
     pub(crate) fn key(&self, kind: ObjectKind) -> Option<ObjectKey> {
         let namespace = match kind {
@@ -79,6 +81,12 @@ pub(crate) trait Parse: Sized {
 impl Parse for std::net::IpAddr {
     fn parse(text: &str) -> Option<Self> {
         crate::address::ip(text)
+    }
+}
+
+impl Parse for jiff::Timestamp {
+    fn parse(text: &str) -> Option<Self> {
+        text.parse().ok()
     }
 }
 

@@ -24,7 +24,7 @@ pub use meta::Meta;
 pub use node::{Node, ServiceCidr};
 pub use object::{Object, Unreadable};
 pub use service::Service;
-pub use slice::{EndpointSlice, Entry};
+pub use slice::{EndpointSlice, Entry, Trigger};
 pub use state::{Changes, Cluster, RecordChange};
 
 /// What a source learned of one object.

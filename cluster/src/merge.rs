@@ -139,6 +139,7 @@ mod tests {
                     node_hints: one.node_hints.to_vec(),
                 })
                 .collect(),
+            trigger: None,
         }
     }
 

@@ -17,7 +17,7 @@ pub struct Meta {
 }
 
 impl Meta {
-    pub(crate) fn of<L: Default>(kind: ObjectKind, metadata: &Metadata<L>) -> Option<Self> {
+    pub(crate) fn of<L: Default, A: Default>(kind: ObjectKind, metadata: &Metadata<L, A>) -> Option<Self> {
         let key = metadata.key(kind)?;
         Some(Self { key, resource_version: metadata.version(), problems: Vec::new() })
     }

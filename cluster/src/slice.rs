@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use distributary_model::{Conditions, EndpointPort, Name, ObjectKind};
+use jiff::Timestamp;
 use serde::Deserialize;
 
 use crate::lean::{self, Metadata, Text, or_default};
@@ -19,6 +20,17 @@ pub struct EndpointSlice {
     pub ports: Vec<EndpointPort>,
     /// Its endpoints.
     pub entries: Vec<Entry>,
+    /// What led to its newest content, where it says so.
+    pub trigger: Option<Trigger>,
+}
+
+/// The moment at which a slice had to change, as whoever wrote the slice says: a Pod became ready, a Service was edited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Trigger {
+    /// By that one's clock.
+    pub at: Timestamp,
+    /// The slice is of IPv6.
+    pub v6: bool,
 }
 
 /// An endpoint of a slice.
@@ -44,12 +56,18 @@ struct Labels {
     headless: Option<serde::de::IgnoredAny>,
 }
 
+#[derive(Debug, Default, Deserialize)]
+struct Annotations {
+    #[serde(default, rename = "endpoints.kubernetes.io/last-change-trigger-time")]
+    triggered: Option<Text<Timestamp>>,
+}
+
 /// The shape that is read.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Lean {
     #[serde(default, deserialize_with = "or_default")]
-    metadata: Metadata<Labels>,
+    metadata: Metadata<Labels, Annotations>,
     #[serde(default, deserialize_with = "or_default")]
     address_type: String,
     #[serde(default, deserialize_with = "or_default")]
@@ -136,7 +154,7 @@ impl EndpointSlice {
     pub(crate) fn convert(lean: Lean) -> Option<Self> {
         let Lean { metadata, address_type, endpoints, ports } = lean;
         let meta = Meta::of(ObjectKind::EndpointSlice, &metadata)?;
-        let mut slice = Self { meta, service: None, ports: Vec::new(), entries: Vec::new() };
+        let mut slice = Self { meta, service: None, ports: Vec::new(), entries: Vec::new(), trigger: None };
         // These are not watched in a cluster; in a directory they must not count either.
         if metadata.labels.headless.is_some() {
             return Some(slice);
@@ -156,6 +174,13 @@ impl EndpointSlice {
             return Some(slice);
         }
         slice.service = Some(Name::from(metadata.labels.service));
+        match metadata.annotations.triggered {
+            None => {}
+            Some(Text::Good(at)) => slice.trigger = Some(Trigger { at, v6: !v4 }),
+            Some(Text::Bad(text)) => {
+                slice.meta.problem(format!("the trigger time {text:?} is not of RFC 3339 and is ignored"));
+            }
+        }
         slice.read_ports(ports);
         slice.entries.reserve_exact(endpoints.len());
         for endpoint in endpoints {
@@ -272,6 +297,24 @@ mod tests {
         assert_eq!(slice.entries.len(), 1);
         assert_eq!(slice.entries[0].address.to_string(), "10.180.0.1");
         assert_eq!(slice.meta.problems.len(), 2, "{:?}", slice.meta.problems);
+    }
+
+    #[test]
+    fn the_trigger_time_is_read_with_its_family_and_spoils_nothing() {
+        let read = |family: &str, time: &str| {
+            let json = format!(
+                r#"{{"metadata": {{"name": "s", "labels": {{"kubernetes.io/service-name": "web"}}, "annotations": {{
+                "endpoints.kubernetes.io/last-change-trigger-time": {time}, "other": "x"}}}}, "addressType": "{family}"}}"#
+            );
+            let Ok(Object::EndpointSlice(slice)) = Object::from_json(ObjectKind::EndpointSlice, &json) else {
+                panic!("{json}")
+            };
+            (slice.trigger.map(|trigger| (trigger.at.as_nanosecond(), trigger.v6)), slice.meta.problems.len())
+        };
+        assert_eq!(read("IPv4", r#""1970-01-01T01:00:02.5+01:00""#), (Some((2_500_000_000, false)), 0));
+        assert_eq!(read("IPv6", r#""1970-01-01T00:00:01.000000001Z""#), (Some((1_000_000_001, true)), 0));
+        assert_eq!(read("IPv4", r#""yesterday""#), (None, 1));
+        assert_eq!(read("IPv4", "null"), (None, 0));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use distributary_model::{
 use ipnet::IpNet;
 
 use crate::merge::{self, Slice};
-use crate::{EndpointSlice, Event, Object, ObjectKey, Problem};
+use crate::{EndpointSlice, Event, Object, ObjectKey, Problem, Trigger};
 
 /// Objects in, records out. A batch goes in whole, and what an observer could see comes out.
 #[derive(Debug)]
@@ -80,6 +80,8 @@ pub struct RecordChange {
     pub change: Change,
     /// The record now; `None`: gone.
     pub after: Option<Held>,
+    /// Of every slice whose content changed, and that says so: what triggered it.
+    pub triggers: Vec<Trigger>,
 }
 
 /// What a batch touched; the values are those before it.
@@ -88,6 +90,7 @@ struct Touched {
     services: BTreeSet<Arc<Key>>,
     facts: bool,
     nodes: BTreeMap<Name, Option<NodeView>>,
+    triggers: BTreeMap<Arc<Key>, Vec<Trigger>>,
 }
 
 impl Cluster {
@@ -205,10 +208,12 @@ impl Cluster {
         if self.owners.get(&of).is_some_and(|owner| *owner != key.name) {
             self.remove(&slice.meta.key, touched);
         }
+        let trigger = slice.trigger;
         let slice = Slice::keep(slice, &mut self.interner);
         let parts = self.services.entry(key.clone()).or_default();
         if parts.slices.get(&name) != Some(&slice) {
             parts.slices.insert(name, slice);
+            touched.triggers.entry(key.clone()).or_default().extend(trigger);
             self.owners.insert(of, key.name.clone());
             touched.services.insert(key);
         }
@@ -228,6 +233,8 @@ impl Cluster {
                 let key = self.key(&of.0, &owner);
                 let Some(parts) = self.services.get_mut(&key) else { return };
                 parts.slices.remove(&of.1);
+                // The trigger time of a slice that goes is that of its last change (spec/kube-proxy.md §4.2).
+                touched.triggers.remove(&key);
                 touched.services.insert(key);
             }
             ObjectKind::Node => {
@@ -251,7 +258,7 @@ impl Cluster {
     }
 
     /// Compares what was touched with what the table still has, and brings the table up to date.
-    fn settle(&mut self, touched: Touched, changes: &mut Changes) {
+    fn settle(&mut self, mut touched: Touched, changes: &mut Changes) {
         for (key, after) in self.made(&touched.services) {
             self.place(&key, after, changes);
             if self.services.get(&key).is_some_and(|parts| parts.header.is_none() && parts.slices.is_empty())
@@ -260,6 +267,9 @@ impl Cluster {
             }
         }
         self.let_in(&touched.services, changes);
+        for record in changes.records.iter_mut().filter(|record| record.after.is_some()) {
+            record.triggers = touched.triggers.remove(&record.change.key).unwrap_or_default();
+        }
         if touched.facts {
             let key = Arc::new(Key::facts(self.id.clone()));
             let after = self.facts(&key, &mut changes.problems);
@@ -337,7 +347,7 @@ impl Cluster {
     fn replace(&mut self, key: &Arc<Key>, after: Option<Held>, changes: &mut Changes) {
         if let Some(change) = delta::diff(key, self.table.get(key), after.as_ref()) {
             self.table.set(key, after.clone());
-            changes.records.push(RecordChange { change, after });
+            changes.records.push(RecordChange { change, after, triggers: Vec::new() });
         }
     }
 

@@ -4,6 +4,7 @@
 //! Pure: no clock, no file, no socket, no async. The rules behind it are the comments of
 //! `proto/distributary/v1/distribution.proto`.
 
+mod ages;
 pub mod codec;
 pub mod delta;
 pub mod hash;
@@ -17,6 +18,7 @@ pub mod table;
 #[cfg(feature = "testing")]
 pub mod testing;
 
+pub use ages::Ages;
 pub use delta::{Change, Op};
 pub use hash::{Digest, Hash};
 pub use intern::Interner;

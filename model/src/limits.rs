@@ -1,5 +1,7 @@
 //! The limits of the contract. A service beyond them is not sent; a receiver of such a thing ends the stream.
 
+use std::time::Duration;
+
 /// Largest frame, in bytes, also after decompression.
 pub const FRAME_BYTES: usize = 1 << 20;
 /// What senders aim for, in bytes.
@@ -14,5 +16,13 @@ pub const STRING_BYTES: usize = 256;
 pub const ENDPOINTS_PER_STREAM: usize = 1_000_000;
 /// Bytes of one message from an agent.
 pub const AGENT_MESSAGE_BYTES: usize = 256 << 10;
+/// Ages of a family that one change carries.
+pub const AGES: usize = 1_000;
+/// Oldest change of a slice of which an age is told.
+pub const OLDEST_AGE: Duration = Duration::from_secs(600);
+/// The bits of the sender's clock that a message has.
+pub const SENT_MASK: u32 = (1 << 14) - 1;
+/// What these bits count.
+pub const SENT_TICK: Duration = Duration::from_millis(10);
 /// Entries of any other list in a record (addresses, source ranges, hints).
 pub const LIST: usize = 1_000;

@@ -2,10 +2,12 @@
 #![allow(clippy::unwrap_used)]
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use distributary_model::codec::{Decoder, Frames};
+use distributary_model::codec::{Decoder, Frames, Told};
+use distributary_model::limits::{SENT_MASK, SENT_TICK};
 use distributary_model::testing::{self as t, any_service};
-use distributary_model::{Change, Held, Mark, ObjectKind, Op, Revision, Table, delta, hash};
+use distributary_model::{Ages, Change, Held, Mark, ObjectKind, Op, Revision, Table, delta, hash};
 use distributary_proto::v1 as pb;
 use proptest::prelude::*;
 use prost::Message;
@@ -18,7 +20,8 @@ fn unframe(framed: &[u8]) -> pb::Frame {
 
 fn round_trip(frames: Vec<bytes::Bytes>) -> Vec<Change> {
     let mut decoder = Decoder::new(t::CLUSTER.into());
-    frames.iter().flat_map(|frame| decoder.frame(unframe(frame)).unwrap()).collect()
+    let told = frames.iter().flat_map(|frame| decoder.frame(unframe(frame)).unwrap());
+    told.map(|told| told.change).collect()
 }
 
 proptest! {
@@ -120,6 +123,23 @@ fn a_record_larger_than_a_frame_is_cut_and_comes_together() {
 }
 
 #[test]
+fn ages_travel_with_the_change_and_with_the_last_of_its_parts() {
+    let (key, held) = large(5_000);
+    let millis = |of: &[u64]| of.iter().copied().map(Duration::from_millis).collect();
+    let ages = Ages { v4: millis(&[0, 1_500, 600_000]), v6: millis(&[7]) };
+    for after in [held, t::held(&key, t::service(&["10.96.0.1"]))] {
+        let change = Change { key: key.clone(), op: Op::Put(after.clone()) };
+        let mut frames = Frames::new(t::CLUSTER);
+        frames.push_aged(&change, Some(&after), &ages);
+        let mut decoder = Decoder::new(t::CLUSTER.into());
+        let frames = frames.finish(Revision(1), &[]);
+        let told: Vec<Told> =
+            frames.iter().flat_map(|frame| decoder.frame(unframe(frame)).unwrap()).collect();
+        assert_eq!(told, [Told { change, ages: ages.clone() }]);
+    }
+}
+
+#[test]
 fn a_large_patch_travels_as_a_put() {
     let (key, old) = large(5_000);
     let mut service = old.record.as_service().unwrap().as_ref().clone();
@@ -151,8 +171,9 @@ fn one_endpoint_of_a_large_service_is_a_small_patch() {
     let new = new.endpoint(zoned("10.0.1.1"));
     let (old, new) = (t::held(&key, old), t::held(&key, new));
     let change = delta::diff(&key, Some(&old), Some(&new)).unwrap();
-    let mut frames = Frames::new(t::CLUSTER);
-    frames.push(&change, Some(&new));
+    let mut frames = Frames::new(t::CLUSTER).sent(SENT_TICK * SENT_MASK);
+    let ages = Ages { v4: vec![Duration::from_secs(600)], v6: Vec::new() };
+    frames.push_aged(&change, Some(&new), &ages);
     let mark =
         Mark { cluster: t::CLUSTER.into(), kind: ObjectKind::EndpointSlice, resource_version: 123_456_789 };
     let frames = frames.finish(Revision(1_000_000), &[mark]);
@@ -204,6 +225,15 @@ fn limits_are_enforced() {
     let patch = pb::Patch { upserts: vec![endpoint], ..Default::default() };
     let error = decoder.frame(frame(pb::change::Change::Patch(patch))).unwrap_err();
     assert_eq!(error.to_string(), "257 bytes of a string, where 256 are the limit");
+
+    for (ages, told) in [
+        (vec![1; 1001], "1001 ages of slices in a change, where 1000 are the limit"),
+        (vec![600_001], "a slice's age of 600.001s, where 600s is the limit"),
+    ] {
+        let mut frame = frame(pb::change::Change::Removed(pb::Removed {}));
+        frame.changes[0].age_millis_v6 = ages;
+        assert_eq!(decoder.frame(frame).unwrap_err().to_string(), told);
+    }
 
     let bomb = zstd::bulk::compress(&vec![0; 2 << 20], 1).unwrap();
     let frame = pb::Frame { zstd: bomb.into(), raw_length: 2 << 20, ..Default::default() };

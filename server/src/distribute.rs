@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use distributary_runtime::ready::Pending;
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
+use crate::journal::Moment;
 use crate::serve::Shared;
 use crate::source::Update;
 
@@ -53,7 +55,8 @@ fn join(batch: &mut Update, more: Update) {
 /// Whether something came of it that agents were told.
 fn commit(shared: &Shared, update: Update) -> bool {
     let committed = shared.change(|journal| {
-        let committed = journal.commit(update, Instant::now());
+        let now = Moment { instant: Instant::now(), wall: Some(Timestamp::now()) };
+        let committed = journal.commit(update, now);
         let news = committed.records > 0 || committed.nodes > 0 || committed.now_listed;
         (committed, news)
     });

@@ -14,6 +14,9 @@ use kube::{
 };
 use serde_json::{Value, json};
 
+/// The annotation of a slice that says what time its newest content goes back to.
+pub const TRIGGERED: &str = "endpoints.kubernetes.io/last-change-trigger-time";
+
 const MANAGER: &str = "distributary-e2e";
 
 /// Makes a Kubernetes namespace with a new name and returns that. It is never deleted: nothing here could finish that.

@@ -2,16 +2,17 @@
 //! history, packets follow.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use distributary_e2e::controlplane::ControlPlane;
 use distributary_e2e::deployed::{self, PATIENCE, logged};
-use distributary_e2e::node::{Node, SERVER_ADMIN, TARGET};
+use distributary_e2e::node::{AGENT_ADMIN, Node, SERVER_ADMIN, TARGET};
 use distributary_e2e::objects;
 use distributary_e2e::topology::{NODE, Pod};
 use distributary_e2e::traffic::{Failure, Protocol};
 use distributary_e2e::wait::until;
+use jiff::Timestamp;
 use kube::Client;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -160,6 +161,48 @@ async fn what_no_node_could_see_sends_and_writes_nothing() -> Result<()> {
     world.only("what came after", other, &["pod-1"]);
     assert_eq!(sent(), before.map(|commits| commits + 1.0), "the label is no commit");
     assert_eq!(world.node.programmed(), programmed + 1);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_changed_slice_is_measured_from_its_trigger_time_and_a_restart_measures_nothing() -> Result<()> {
+    let mut world = World::start().await?;
+    let (web, _) = world.service("web", &http()).await?;
+    world.slices("web-1", "web", &[world.pods()[0]]).await?;
+    world.only("a slice that does not say when", web, &["pod-0"]);
+    let observed = |world: &World, what: &str| {
+        let name = format!(r#"kubeproxy_network_programming_duration_seconds_{what}{{ip_family="IPv4"}}"#);
+        deployed::metric(&world.node.world.node, AGENT_ADMIN, &name)
+    };
+    assert_eq!(observed(&world, "count"), None);
+
+    let (began, trigger) = (Instant::now(), Timestamp::now().to_string());
+    let aged = |world: &World, pods: &[&Pod], team: &str| {
+        let mut slice = world.slice("web-1", "web", pods);
+        slice["metadata"]["annotations"] = json!({ objects::TRIGGERED: trigger });
+        slice["metadata"]["labels"]["team"] = json!(team);
+        slice
+    };
+    until("the trigger is two seconds ago", PATIENCE, || {
+        (began.elapsed() >= Duration::from_secs(2)).then_some(())
+    });
+    objects::apply(&world.client, &aged(&world, &[world.pods()[1]], "shop")).await?;
+    world.only("a slice that was triggered earlier", web, &["pod-1"]);
+    until("it is measured", PATIENCE, || (observed(&world, "count") == Some(1.0)).then_some(()));
+    let sum = observed(&world, "sum").context("a sum")?;
+    assert!((2.0..10.0).contains(&sum) && sum <= began.elapsed().as_secs_f64() + 0.1, "{sum} s");
+
+    objects::apply(&world.client, &aged(&world, &[world.pods()[1]], "cart")).await?;
+    world.slices("other-1", "other", &[world.pods()[0]]).await?;
+    let (other, _) = world.service("other", &http()).await?;
+    world.only("what came after a label", other, &["pod-0"]);
+    assert_eq!(observed(&world, "count"), Some(1.0), "a label is no change");
+
+    world.node.server.as_mut().context("it runs")?.terminate(Duration::from_secs(15))?;
+    objects::apply(&world.client, &aged(&world, &[world.pods()[2]], "cart")).await?;
+    world.node.start_server()?;
+    world.only("another server", web, &["remote-0"]);
+    assert_eq!(observed(&world, "count"), Some(1.0), "a snapshot measures nothing");
     Ok(())
 }
 

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use distributary_agent::sync::session::{Batch, Failed, Heard, Session as AgentSession};
-use distributary_cluster::{Event, Object};
+use distributary_cluster::{Event, Object, Trigger};
 use distributary_model::{Epoch, Name, ObjectKind};
 use distributary_proto::v1 as pb;
-use distributary_server::journal::{Journal, LOG_BYTES};
+use distributary_server::journal::{Journal, LOG_BYTES, Moment};
 use distributary_server::session::{Ended, Heard as ServerHeard, PATIENCE, Session as ServerSession};
 use distributary_server::source::Update;
+use jiff::Timestamp;
 use pb::server_message::Message;
 use proptest::prelude::*;
 use prost::Message as _;
@@ -104,7 +105,7 @@ impl World {
     }
 
     fn hear(&mut self, message: Message) -> Result<Heard, Failed> {
-        self.agent.on(pb::ServerMessage { message: Some(message) })
+        self.agent.on(pb::ServerMessage { message: Some(message) }, self.now)
     }
 
     /// Everything that the server has to say now: what it was, and what the agent would program.
@@ -133,6 +134,28 @@ impl World {
         assert!(ours.iter().eq(theirs.iter()), "the agent has {ours:#?}, the server {theirs:#?}");
         assert_eq!(ours.root(CLUSTER), theirs.root(CLUSTER));
     }
+}
+
+impl World {
+    /// Commits an update at that second of the server's wall clock.
+    fn commit_at(&mut self, second: i64, update: Update) {
+        let wall = Timestamp::from_second(second).ok();
+        self.journal.commit(update, Moment { instant: self.now, wall });
+    }
+}
+
+/// A slice of IPv4 that was triggered at that second.
+fn triggered(second: i64, slice: Event) -> Event {
+    let Event::Upsert(Object::EndpointSlice(mut slice)) = slice else { panic!("{slice:?}") };
+    slice.trigger = Some(Trigger { at: Timestamp::from_second(second).unwrap(), v6: false });
+    Event::Upsert(Object::EndpointSlice(slice))
+}
+
+const NOTHING: [Duration; 0] = [];
+
+/// How long the changes of slices in a batch took, if it came to the kernel now.
+fn took(mut batch: Batch, now: Instant) -> Vec<Duration> {
+    batch.underway.arrive(|_| false, now).into_iter().map(|arrived| arrived.took).collect()
 }
 
 fn names(batch: &Batch) -> Vec<(String, bool)> {
@@ -223,6 +246,44 @@ fn rule_2_4_a_cursor_of_the_process_gets_what_changed_since() {
     world.assert_equal();
     world.connect();
     assert_eq!(world.run().0, ["resume", "node", "end"]);
+}
+
+#[test]
+fn rule_5_2_a_trigger_time_becomes_an_age_and_counts_from_receipt() {
+    let second = Duration::from_secs(1);
+    let mut world = World::new(World::process(1));
+    world.commit_at(100, listed(vec![service("web", "10.96.0.1")]));
+    world.connect();
+    world.run();
+    world.now += 9 * second;
+    world.commit_at(109, events(vec![triggered(107, slice("web", &["10.0.0.1"], &json!({})))]));
+    let (_, programmed) = world.run();
+    assert_eq!(took(programmed, world.now + second), [3 * second]);
+    // The agent reads what the server sent 5 s ago, in the middle of a stream that is quick otherwise.
+    world.commit_at(110, events(vec![triggered(110, slice("web", &["10.0.0.2"], &json!({})))]));
+    world.now += 5 * second;
+    let (_, programmed) = world.run();
+    assert_eq!(took(programmed, world.now), [5 * second]);
+}
+
+#[test]
+fn wart_17_what_is_older_than_the_lists_or_catches_an_agent_up_measures_nothing() {
+    let mut world = World::new(World::process(1));
+    let web = |second, address| events(vec![triggered(second, slice("web", &[address], &json!({})))]);
+    let mut first = listed(vec![service("web", "10.96.0.1")]);
+    first.events.extend(web(101, "10.0.0.1").events);
+    world.commit_at(100, first);
+    world.connect();
+    assert_eq!(took(world.run().1, world.now), NOTHING, "a snapshot");
+    world.commit_at(110, web(99, "10.0.0.2"));
+    assert_eq!(took(world.run().1, world.now), NOTHING, "from before the server's time");
+    world.commit_at(110, web(109, "10.0.0.3"));
+    world.connect();
+    let (said, programmed) = world.run();
+    assert_eq!((said[0], said.contains(&"frame")), ("resume", true));
+    assert_eq!(took(programmed, world.now), NOTHING, "a resume");
+    world.commit_at(111, web(109, "10.0.0.4"));
+    assert_eq!(took(world.run().1, world.now), [Duration::from_secs(2)]);
 }
 
 #[test]

@@ -11,6 +11,7 @@ use distributary_e2e::objects;
 use distributary_e2e::process::Running;
 use distributary_e2e::wire::{Heard, Reader};
 use distributary_proto::v1 as pb;
+use jiff::Timestamp;
 use pb::server_message::Message;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -40,6 +41,7 @@ fn objects(endpoints: &[Value], labels: &Value) -> Vec<Value> {
     });
     let ports = json!([{"name": "http", "protocol": "TCP", "port": 8080}]);
     let mut slice = objects::endpoint_slice(NAMESPACE, "slice-1", NAME, &ports, &json!(endpoints));
+    slice["metadata"]["annotations"] = json!({ objects::TRIGGERED: Timestamp::now().to_string() });
     for (key, value) in labels.as_object().into_iter().flatten() {
         slice["metadata"]["labels"][key] = value.clone();
     }
@@ -73,6 +75,8 @@ fn one_changed_endpoint_of_a_hundred_is_at_most_150_bytes_to_each_agent() -> Res
         let (frame, bytes) = &heard[0];
         assert_eq!(frame.changes.len(), 1, "{what}: {frame:?}");
         assert!(*bytes <= 150, "{what} costs {bytes} bytes");
+        let [age] = frame.changes[0].age_millis_v4[..] else { panic!("{what}: {frame:?}") };
+        assert!(age < 20_000 && frame.sent > 0, "{what}: {frame:?}");
         Ok(())
     };
     change("an endpoint that is replaced", 40, endpoint(200))?;

@@ -110,7 +110,7 @@ pub struct KubeProxy {
     sync_partial: Durations,
     /// When the last pass that succeeded ended.
     last: Labelled<OfFamily, Gauge<f64, AtomicU64>>,
-    /// From the trigger that the endpoints controller notes to the kernel; observed where trigger times arrive.
+    /// From the trigger that the endpoints controller notes to the kernel.
     pub network_programming: Durations,
     /// Services whose endpoints differ from those before, as batches are taken up. The agent sees merged records, so
     /// several slice events of one Service that wait together count once.

@@ -19,6 +19,7 @@ use crate::plan::Family;
 use crate::plan::NodeState;
 use crate::sync::ack::{Event, Programmed, Rejected};
 use crate::sync::mailbox::Mailbox;
+use crate::sync::underway::{Arrived, Underway};
 
 pub use ruleset::{Outcome, Refused, Ruleset};
 
@@ -42,6 +43,8 @@ pub struct Reconciler<K> {
     /// Of those that the node lacks something for: what they should be.
     lacking: Services,
     metrics: Metrics,
+    /// What is measured on its way to the kernel, until it is there.
+    underway: Underway,
     /// Something was given to program: before that, nothing is written.
     begun: bool,
     events: u64,
@@ -64,6 +67,7 @@ impl<K: Kernel> Reconciler<K> {
             rejected: BTreeMap::new(),
             lacking: Services::new(),
             metrics,
+            underway: Underway::default(),
             begun: false,
             events: 0,
         }
@@ -88,6 +92,8 @@ impl<K: Kernel> Reconciler<K> {
                 (batch, at) = mailbox.take() => {
                     self.begun = true;
                     owed = Some((batch.cursor.or(owed.and_then(|(cursor, _)| cursor)), owed.map_or(at, |(_, at)| at)));
+                    batch.gone().for_each(|key| self.underway.forget(key));
+                    self.underway.merge(batch.underway);
                     // A Node that is gone is kept as it was last seen (spec/kube-proxy.md §1.6).
                     let zone = batch.node.flatten().map(|node| node.zone);
                     (batch.services, zone)
@@ -168,6 +174,12 @@ impl<K: Kernel> Reconciler<K> {
             self.metrics.revision.set(cursor.through.0.cast_signed());
         }
         self.metrics.programming.observe(took.as_secs_f64());
+        let latency = &self.metrics.kube_proxy.network_programming;
+        for Arrived { family, took } in
+            self.underway.arrive(|key| self.rejected.contains_key(key), Instant::now())
+        {
+            latency.get_or_create(&family.into()).observe(took.as_secs_f64());
+        }
         self.metrics
             .services
             .set(self.rulesets.first().map_or(0, Ruleset::services).try_into().unwrap_or(i64::MAX));

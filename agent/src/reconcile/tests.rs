@@ -5,7 +5,7 @@ use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 
 use distributary_model::testing as t;
-use distributary_model::{Epoch, Protocol, Revision};
+use distributary_model::{Ages, Epoch, Protocol, Revision};
 use prometheus_client::registry::Registry;
 
 use super::*;
@@ -114,6 +114,7 @@ struct World {
     kernel: TestKernel,
     mailbox: Arc<Mailbox>,
     programmed: watch::Receiver<Programmed>,
+    registry: Registry,
     revision: u64,
 }
 
@@ -122,14 +123,29 @@ impl World {
     fn start(kernel: TestKernel) -> Self {
         let (programmed, seen) = watch::channel(Programmed::default());
         let ruleset = Ruleset::new(Family::V4, kernel.clone(), Options::new(t::CLUSTER, "n1"));
-        let metrics = Metrics::register(&mut Registry::default());
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
         let mailbox = Arc::new(Mailbox::default());
         tokio::spawn(Reconciler::new(vec![ruleset], programmed, metrics).run(mailbox.clone()));
-        Self { kernel, mailbox, programmed: seen, revision: 0 }
+        Self { kernel, mailbox, programmed: seen, registry, revision: 0 }
     }
 
     /// Gives services to program, and waits until it is said that they are.
     async fn program(&mut self, services: &[(&str, Option<Service>)]) -> Programmed {
+        self.program_aged(services, &[]).await
+    }
+
+    /// The same, with slices of services that changed so many seconds ago.
+    async fn program_aged(
+        &mut self,
+        services: &[(&str, Option<Service>)],
+        aged: &[(&str, u64)],
+    ) -> Programmed {
+        let mut underway = Underway::default();
+        for &(name, age) in aged {
+            let ages = Ages { v4: vec![Duration::from_secs(age)], v6: Vec::new() };
+            underway.add(&t::key(name), &ages, Instant::now());
+        }
         self.revision += 1;
         let through = Revision(self.revision);
         let services = services.iter().map(|(name, service)| (t::key(name), service.clone().map(Arc::new)));
@@ -137,11 +153,27 @@ impl World {
             services: services.collect(),
             node: None,
             cursor: Some(Cursor { epoch: Epoch([1; 16]), through }),
+            underway,
         };
         self.mailbox.put(batch, Instant::now());
         let done =
             |programmed: &Programmed| programmed.cursor.is_some_and(|cursor| cursor.through == through);
         self.programmed.wait_for(done).await.unwrap().clone()
+    }
+}
+
+impl World {
+    /// How many slices were observed to have come to the kernel, and their seconds together.
+    fn observed(&self) -> (u64, u64) {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &self.registry).unwrap();
+        let of = |what: &str| {
+            let name =
+                format!(r#"kubeproxy_network_programming_duration_seconds_{what}{{ip_family="IPv4"}} "#);
+            let value = text.lines().find_map(|line| line.strip_prefix(&*name));
+            value.map_or(0, |value| value.parse::<f64>().unwrap() as u64)
+        };
+        (of("count"), of("sum"))
     }
 }
 
@@ -259,7 +291,7 @@ async fn a_restarted_agent_with_a_refused_service_takes_nothing_away() {
         let services =
             every.iter().map(|(name, service)| (t::key(name), service.clone().map(Arc::new))).collect();
         let cursor = Some(Cursor { epoch: Epoch([1; 16]), through: Revision(1) });
-        again.mailbox.put(Batch { services, node: None, cursor }, Instant::now());
+        again.mailbox.put(Batch { services, cursor, ..Batch::default() }, Instant::now());
         if named {
             again.programmed.wait_for(|programmed| programmed.cursor.is_some()).await.unwrap();
             assert_eq!(again.programmed.borrow().rejected.len(), 1);
@@ -363,6 +395,32 @@ async fn lost_rules_are_written_again_and_told() {
     world.kernel.with(|state| state.fake = Fake::default());
     world.programmed.wait_for(|programmed| !programmed.events.is_empty()).await.unwrap();
     assert_eq!(world.kernel.with(|state| state.fake.save()), before);
+}
+
+#[tokio::test(start_paused = true)]
+async fn wart_17_a_change_is_measured_once_when_it_is_in_the_kernel_however_often_that_failed() {
+    let mut world = World::start(TestKernel::new());
+    world.program(&[("ns/a", Some(web(1, "10.0.0.1")))]).await;
+    assert_eq!(world.observed(), (0, 0), "a snapshot measures nothing");
+    world.kernel.with(|state| state.locked = 2);
+    let change = [("ns/a", Some(web(1, "10.0.0.2")))];
+    world.program_aged(&change, &[("ns/a", 20), ("ns/a", 30)]).await;
+    assert_eq!(world.kernel.with(|state| state.locked), 0);
+    assert_eq!(world.observed(), (2, 50));
+    world.program(&[("ns/b", Some(web(2, "10.0.0.3")))]).await;
+    assert_eq!(world.observed(), (2, 50));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_kernel_refuses_is_measured_when_it_takes_it_and_what_is_gone_is_not() {
+    let mut world = World::start(TestKernel::new());
+    world.kernel.with(|state| state.refuses.push("10.6.6.6".into()));
+    let all = [("ns/a", web(1, "10.0.0.1")), ("ns/x", web(2, "10.6.6.6")), ("ns/y", web(3, "10.6.6.6"))];
+    let all = all.map(|(name, service)| (name, Some(service)));
+    world.program_aged(&all, &[("ns/a", 20), ("ns/x", 30), ("ns/y", 40)]).await;
+    assert_eq!(world.observed(), (1, 20));
+    world.program_aged(&[("ns/x", Some(web(2, "10.0.0.2"))), ("ns/y", None)], &[("ns/x", 5)]).await;
+    assert_eq!(world.observed(), (3, 55));
 }
 
 #[tokio::test(start_paused = true)]

@@ -123,7 +123,8 @@ impl Client {
                     let message = message.context("nothing heard for three heartbeats")?.map_err(clear)?;
                     let Some(message) = message else { bail!("the server ended the stream") };
                     let was_live = self.session.is_live();
-                    match self.session.on(message)? {
+                    let received = Instant::now();
+                    match self.session.on(message, received)? {
                         Heard::Nothing => {}
                         Heard::Staleness(staleness) => {
                             self.metrics.staleness.set(staleness.as_secs_f64());
@@ -133,7 +134,7 @@ impl Client {
                         }
                         Heard::Batch(batch) => {
                             stream = batch.cursor.or(stream);
-                            self.mailbox.put(batch, Instant::now());
+                            self.mailbox.put(batch, received);
                         }
                     }
                     self.metrics.heard(self.session.is_live());

@@ -61,7 +61,7 @@ mod tests {
         let service = Some(std::sync::Arc::new(t::service(&["10.96.0.1"])));
         mailbox.put(Batch { services: [(key.clone(), service)].into(), ..Batch::default() }, first);
         mailbox.put(
-            Batch { services: [(key.clone(), None)].into(), node: Some(None), cursor: None },
+            Batch { services: [(key.clone(), None)].into(), node: Some(None), ..Batch::default() },
             Instant::now(),
         );
         let (batch, at) = mailbox.take().await;

@@ -4,6 +4,7 @@ pub mod ack;
 pub mod client;
 pub mod mailbox;
 pub mod session;
+pub mod underway;
 
 pub use ack::Programmed;
 pub use session::Batch;

@@ -5,9 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use distributary_model::codec::{Decoder, Malformed, messages};
+use distributary_model::codec::{Decoder, Malformed, Told, messages};
 use distributary_model::delta::Refused;
 use distributary_model::limits::ENDPOINTS_PER_STREAM;
 use distributary_model::{
@@ -16,6 +16,8 @@ use distributary_model::{
 };
 use distributary_proto::v1 as pb;
 use pb::server_message::Message as FromServer;
+
+use super::underway::{Delay, Underway};
 
 /// What is to be programmed together.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -26,14 +28,25 @@ pub struct Batch {
     pub node: Option<Option<NodeView>>,
     /// Where the agent stands with this batch.
     pub cursor: Option<Cursor>,
+    /// What is measured on its way to the kernel.
+    pub underway: Underway,
 }
 
 impl Batch {
     /// Takes a later batch in.
     pub fn merge(&mut self, later: Self) {
+        for key in later.gone() {
+            self.underway.forget(key);
+        }
+        self.underway.merge(later.underway);
         self.services.extend(later.services);
         self.node = later.node.or(self.node.take());
         self.cursor = later.cursor.or(self.cursor);
+    }
+
+    /// The services that are gone.
+    pub fn gone(&self) -> impl Iterator<Item = &Key> {
+        self.services.iter().filter(|(_, service)| service.is_none()).map(|(key, _)| &**key)
     }
 }
 
@@ -93,6 +106,9 @@ pub struct Session {
     /// Services that changed in the table and were not handed on yet. Outlives streams: what a broken one had changed is
     /// handed on with the next End.
     open: BTreeSet<Arc<Key>>,
+    /// What is measured of them. Does not outlive the stream: what follows it measures how long there was none.
+    underway: Underway,
+    delay: Delay,
 }
 
 #[derive(Debug)]
@@ -132,6 +148,8 @@ impl Session {
             names: Interner::default(),
             phase: Phase::Closed,
             open: BTreeSet::new(),
+            underway: Underway::default(),
+            delay: Delay::default(),
         }
     }
 
@@ -167,12 +185,12 @@ impl Session {
         pb::AgentMessage { message: Some(pb::agent_message::Message::Hello(hello)) }
     }
 
-    /// Takes in what the server said.
+    /// Takes in what the server said, received at that moment.
     ///
     /// # Errors
     /// When the stream cannot go on. The cursor is void then, so that the next one begins with a snapshot.
-    pub fn on(&mut self, message: pb::ServerMessage) -> Result<Heard, Failed> {
-        let heard = self.heard(message);
+    pub fn on(&mut self, message: pb::ServerMessage, received: Instant) -> Result<Heard, Failed> {
+        let heard = self.heard(message, received);
         if heard.is_err() {
             self.cursor = None;
             self.phase = Phase::Closed;
@@ -180,13 +198,13 @@ impl Session {
         heard
     }
 
-    fn heard(&mut self, message: pb::ServerMessage) -> Result<Heard, Failed> {
+    fn heard(&mut self, message: pb::ServerMessage, received: Instant) -> Result<Heard, Failed> {
         match message.message {
             Some(FromServer::Begin(begin)) => self.begin(&begin),
             Some(FromServer::Node(node)) => self.node(node),
-            Some(FromServer::Frame(frame)) => self.frame(frame),
+            Some(FromServer::Frame(frame)) => self.frame(frame, received),
             Some(FromServer::End(end)) => self.end(&end),
-            Some(FromServer::Heartbeat(heartbeat)) => self.heartbeat(&heartbeat),
+            Some(FromServer::Heartbeat(heartbeat)) => self.heartbeat(&heartbeat, received),
             Some(FromServer::Throttle(throttle)) => Ok(Heard::Throttle {
                 retry_after: Duration::from_millis(throttle.retry_after_millis.min(60_000)),
                 reason: throttle.reason,
@@ -221,6 +239,7 @@ impl Session {
         let epoch = messages::epoch_from(&begin.epoch)?;
         // The last record of what a Begin interrupts may be half said.
         self.decoder.reset(self.cluster.clone());
+        (self.underway, self.delay) = Default::default();
         self.phase = Phase::Staging { epoch, staged, marks: Marks::default(), node: None };
         Ok(Heard::Nothing)
     }
@@ -241,22 +260,24 @@ impl Session {
         }
     }
 
-    fn frame(&mut self, frame: pb::Frame) -> Result<Heard, Failed> {
-        let through = Revision(frame.through);
+    fn frame(&mut self, frame: pb::Frame, received: Instant) -> Result<Heard, Failed> {
+        let (through, sent) = (Revision(frame.through), frame.sent);
         let moved = messages::marks_from(&frame.marks, &self.cluster, &mut self.names)?;
         let changes = self.decoder.frame(frame)?;
         match &mut self.phase {
             Phase::Closed => Err(Malformed::new("a Frame before Begin").into()),
             Phase::Staging { staged, marks, .. } => {
                 moved.into_iter().for_each(|mark| marks.set(mark));
-                for change in changes {
+                for Told { change, ages: _ } in changes {
                     staged.take_in(change, &self.table)?;
                 }
                 Ok(Heard::Nothing)
             }
             Phase::Live { epoch } => {
-                for change in changes {
+                let encoded = received.checked_sub(self.delay.of(sent, received));
+                for Told { change, ages } in changes {
                     self.table.apply(&change)?;
+                    self.underway.add(&change.key, &ages, encoded.unwrap_or(received));
                     self.open.insert(change.key);
                 }
                 at_most(self.table.endpoints())?;
@@ -267,7 +288,8 @@ impl Session {
                 let cursor = Cursor { epoch: *epoch, through };
                 self.cursor = Some(cursor);
                 let touched = std::mem::take(&mut self.open);
-                Ok(Heard::Batch(self.batch(touched, None, cursor)))
+                let underway = std::mem::take(&mut self.underway);
+                Ok(Heard::Batch(Batch { underway, ..self.batch(touched, None, cursor) }))
             }
         }
     }
@@ -324,10 +346,11 @@ impl Session {
         }
     }
 
-    fn heartbeat(&mut self, heartbeat: &pb::Heartbeat) -> Result<Heard, Failed> {
+    fn heartbeat(&mut self, heartbeat: &pb::Heartbeat, received: Instant) -> Result<Heard, Failed> {
         let Phase::Live { .. } = self.phase else {
             return Err(Malformed::new("a Heartbeat before End").into());
         };
+        self.delay.of(heartbeat.sent, received);
         if self.cursor.is_some_and(|cursor| cursor.through == Revision(heartbeat.revision)) {
             self.compare_roots(&heartbeat.sources)?;
             let moved = messages::marks_from(&heartbeat.marks, &self.cluster, &mut self.names)?;
@@ -359,7 +382,7 @@ impl Session {
                 (key, now)
             })
             .collect();
-        Batch { services, node, cursor: Some(cursor) }
+        Batch { services, node, cursor: Some(cursor), underway: Underway::default() }
     }
 }
 

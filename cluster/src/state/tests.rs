@@ -95,7 +95,9 @@ fn a_changed_endpoint_is_a_patch_of_it() {
     let mut cluster =
         cluster([service("web", ""), slice("web-1", "web", &["10.0.0.1", "10.0.0.2", "10.0.0.3"])]);
     let changes = cluster.apply([slice("web-1", "web", &["10.0.0.1", "10.0.0.2", "10.0.0.4"])]);
-    let [RecordChange { change, after: Some(after) }] = &changes.records[..] else { panic!("{changes:?}") };
+    let [RecordChange { change, after: Some(after), .. }] = &changes.records[..] else {
+        panic!("{changes:?}")
+    };
     let Op::Patch { header: None, upserts, removals, hash } = &change.op else { panic!("{change:?}") };
     assert_eq!((upserts.len(), removals.len()), (1, 1));
     assert_eq!(*hash, hash::record(&change.key, &after.record), "the hash was kept as it went");
@@ -111,6 +113,53 @@ fn what_no_agent_could_see_is_silence() {
         node("n1", r#""kubernetes.io/hostname": "n1""#),
     ];
     assert_eq!(cluster.apply(same), Changes::default());
+}
+
+/// Seconds of the triggers that came with the record of a service.
+fn triggered(changes: &Changes, name: &str) -> Option<Vec<i64>> {
+    let record = changes.records.iter().find(|record| &*record.change.key.name == name)?;
+    Some(record.triggers.iter().map(|trigger| trigger.at.as_second()).collect())
+}
+
+fn at(second: i64, mut slice: Event) -> Event {
+    if let Event::Upsert(Object::EndpointSlice(slice)) = &mut slice {
+        let at = jiff::Timestamp::from_second(second).unwrap();
+        slice.trigger = Some(Trigger { at, v6: false });
+    }
+    slice
+}
+
+#[test]
+fn what_triggered_the_slices_that_changed_comes_with_their_record() {
+    let mut cluster = cluster([service("web", ""), service("api", "")]);
+    let changes = cluster.apply([
+        at(1, slice("web-1", "web", &["10.0.0.1"])),
+        at(2, slice("web-2", "web", &["10.0.0.2"])),
+        slice("api-1", "api", &["10.0.0.9"]),
+    ]);
+    assert_eq!(triggered(&changes, "web"), Some(vec![1, 2]));
+    assert_eq!(triggered(&changes, "api"), Some(vec![]), "it does not say");
+    let relabelled = at(3, slice("web-1", "web", &["10.0.0.1"]));
+    assert_eq!(cluster.apply([relabelled]), Changes::default(), "a time alone is no change");
+    let changes = cluster
+        .apply([at(4, slice("web-1", "web", &["10.0.0.3"])), at(5, slice("web-1", "web", &["10.0.0.1"]))]);
+    assert_eq!(changes, Changes::default(), "nor is what was changed and changed back");
+    let header = r#", "sessionAffinity": "ClientIP""#;
+    assert_eq!(triggered(&cluster.apply([service("web", header)]), "web"), Some(vec![]));
+}
+
+#[test]
+fn a_slice_that_goes_says_nothing_of_when_it_was_triggered() {
+    let mut cluster = cluster([service("web", ""), slice("web-1", "web", &["10.0.0.1"])]);
+    let changes = cluster.apply([
+        at(1, slice("web-2", "web", &["10.0.0.2"])),
+        gone(ObjectKind::EndpointSlice, "web-1"),
+        at(2, slice("web-3", "web", &["10.0.0.3"])),
+    ]);
+    assert_eq!(triggered(&changes, "web"), Some(vec![2]));
+    let changes =
+        cluster.apply([at(3, slice("web-3", "web", &["10.0.0.4"])), gone(ObjectKind::Service, "web")]);
+    assert_eq!(triggered(&changes, "web"), Some(vec![]));
 }
 
 #[test]
@@ -352,7 +401,7 @@ proptest! {
         let mut replica = Table::default();
         for (i, chunk) in events.chunks(3 + cuts.len()).enumerate() {
             let changes = stepwise.apply(chunk.iter().cloned());
-            for RecordChange { change, after } in &changes.records {
+            for RecordChange { change, after, .. } in &changes.records {
                 replica.apply(change).unwrap();
                 prop_assert_eq!(replica.get(&change.key), after.as_ref());
             }

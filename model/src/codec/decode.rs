@@ -2,16 +2,17 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use distributary_proto::v1 as pb;
 use ipnet::IpNet;
 use prost::Message;
 
-use crate::limits::{ENDPOINTS_PER_SERVICE, FRAME_BYTES, LIST, PORTS, STRING_BYTES};
+use crate::limits::{AGES, ENDPOINTS_PER_SERVICE, FRAME_BYTES, LIST, OLDEST_AGE, PORTS, STRING_BYTES};
 use crate::{
-    Change, Conditions, Endpoint, EndpointPort, Facts, Hash, Held, Interner, Key, Kind, Name, Op, Protocol,
-    Record, Service, ServiceHeader, ServicePort,
+    Ages, Change, Conditions, Endpoint, EndpointPort, Facts, Hash, Held, Interner, Key, Kind, Name, Op,
+    Protocol, Record, Service, ServiceHeader, ServicePort,
 };
 
 /// What a peer sent breaks the contract; the stream cannot go on.
@@ -28,6 +29,15 @@ impl Malformed {
 
 pub(super) fn malformed<T>(reason: impl Into<String>) -> Result<T, Malformed> {
     Err(Malformed::new(reason))
+}
+
+/// What a frame says of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// How the record changes.
+    pub change: Change,
+    /// How long before the frame was encoded it was triggered.
+    pub ages: Ages,
 }
 
 /// Decodes the frames of one stream, in their order.
@@ -62,7 +72,7 @@ impl Decoder {
     ///
     /// # Errors
     /// When the frame breaks the contract or one of its limits.
-    pub fn frame(&mut self, frame: pb::Frame) -> Result<Vec<Change>, Malformed> {
+    pub fn frame(&mut self, frame: pb::Frame) -> Result<Vec<Told>, Malformed> {
         let changes = if frame.zstd.is_empty() { frame.changes } else { inflate(&frame)? };
         let mut decoded = Vec::with_capacity(changes.len());
         for change in changes {
@@ -71,8 +81,10 @@ impl Decoder {
         Ok(decoded)
     }
 
-    fn change(&mut self, change: pb::Change) -> Result<Option<Change>, Malformed> {
-        let pb::Change { kind, cluster, namespace, name, content_hash, change } = change;
+    fn change(&mut self, change: pb::Change) -> Result<Option<Told>, Malformed> {
+        let pb::Change { kind, cluster, namespace, name, content_hash, change, age_millis_v4, age_millis_v6 } =
+            change;
+        let ages = Ages { v4: ages(age_millis_v4)?, v6: ages(age_millis_v6)? };
         let key = Arc::new(self.key(pb::RecordKey { kind, cluster, namespace, name })?);
         let hash = || Hash::from_bytes(&content_hash).ok_or_else(|| no_hash(&key, content_hash.len()));
         if let Some(open) = &self.open
@@ -106,7 +118,7 @@ impl Decoder {
                 ));
             }
         };
-        Ok(Some(Change { key, op }))
+        Ok(Some(Told { change: Change { key, op }, ages }))
     }
 
     fn put(&mut self, key: &Arc<Key>, put: pb::Put) -> Result<Option<Record>, Malformed> {
@@ -258,6 +270,15 @@ pub(super) fn at_most(found: usize, limit: usize, what: &str) -> Result<(), Malf
         return malformed(format!("{found} {what}, where {limit} are the limit"));
     }
     Ok(())
+}
+
+fn ages(millis: Vec<u32>) -> Result<Vec<Duration>, Malformed> {
+    at_most(millis.len(), AGES, "ages of slices in a change")?;
+    let age = |millis: u32| match Duration::from_millis(millis.into()) {
+        age if age <= OLDEST_AGE => Ok(age),
+        age => malformed(format!("a slice's age of {age:?}, where {OLDEST_AGE:?} is the limit")),
+    };
+    millis.into_iter().map(age).collect()
 }
 
 fn protocol(protocol: i32) -> Result<Protocol, Malformed> {

@@ -1,16 +1,17 @@
 //! Changes to frames: encoded once, cut to size, shared by all agents.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use distributary_proto::v1 as pb;
 use ipnet::IpNet;
 use prost::Message;
 
-use crate::limits::FRAME_AIM_BYTES;
+use crate::limits::{FRAME_AIM_BYTES, SENT_MASK, SENT_TICK};
 use crate::{
-    Change, Endpoint, EndpointPort, Hash, Held, Key, Kind, Mark, Name, ObjectKind, Op, Protocol, Record,
-    Revision, ServiceHeader, ServicePort,
+    Ages, Change, Endpoint, EndpointPort, Hash, Held, Key, Kind, Mark, Name, ObjectKind, Op, Protocol,
+    Record, Revision, ServiceHeader, ServicePort,
 };
 
 /// A message with gRPC's prefix (not compressed, 4 bytes of length), as it goes into a response body.
@@ -24,6 +25,17 @@ pub fn message(message: pb::server_message::Message) -> Bytes {
     framed.freeze()
 }
 
+/// A duration as it travels.
+pub fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// When a message was encoded, as it travels: so long after the server's epoch began. Never 0, which is to say nothing.
+pub fn sent(after: Duration) -> u32 {
+    let ticks = after.as_millis() / SENT_TICK.as_millis();
+    u32::try_from(ticks & u128::from(SENT_MASK)).map_or(1, |ticks| ticks.max(1))
+}
+
 /// Cuts changes into frames.
 #[derive(Debug)]
 pub struct Frames<'a> {
@@ -33,12 +45,13 @@ pub struct Frames<'a> {
     changes: Vec<pb::Change>,
     bytes: usize,
     compress: bool,
+    sent: u32,
 }
 
 impl<'a> Frames<'a> {
     /// Frames for the agents of a cluster.
     pub fn new(own: &'a str) -> Self {
-        Self { own, done: Vec::new(), changes: Vec::new(), bytes: 0, compress: false }
+        Self { own, done: Vec::new(), changes: Vec::new(), bytes: 0, compress: false, sent: 0 }
     }
 
     /// The same, with compressed bodies.
@@ -46,11 +59,22 @@ impl<'a> Frames<'a> {
         Self { compress: true, ..Self::new(own) }
     }
 
+    /// The same, that say when they are encoded: so long after the server's epoch began.
+    #[must_use]
+    pub fn sent(self, after: Duration) -> Self {
+        Self { sent: sent(after), ..self }
+    }
+
     /// Adds a change that leads to `after`. One that is larger than a frame travels as a put, cut into parts.
     pub fn push(&mut self, change: &Change, after: Option<&Held>) {
-        let encoded = self.change(change);
+        self.push_aged(change, after, &Ages::default());
+    }
+
+    /// The same, with how long before this moment the change was triggered.
+    pub fn push_aged(&mut self, change: &Change, after: Option<&Held>, ages: &Ages) {
+        let encoded = aged(self.change(change), ages);
         match after {
-            Some(after) if encoded.encoded_len() > FRAME_AIM_BYTES => self.cut(&change.key, after),
+            Some(after) if encoded.encoded_len() > FRAME_AIM_BYTES => self.cut(&change.key, after, ages),
             _ => self.add(encoded),
         }
     }
@@ -75,7 +99,7 @@ impl<'a> Frames<'a> {
         self.changes.push(change);
     }
 
-    fn cut(&mut self, key: &Key, after: &Held) {
+    fn cut(&mut self, key: &Key, after: &Held, ages: &Ages) {
         let Record::Service(service) = &after.record else {
             return self.add(self.keyed(key, Some(after.hash), put(&after.record)));
         };
@@ -102,13 +126,14 @@ impl<'a> Frames<'a> {
                 }),
                 None => pb::change::Change::Part(pb::Part { endpoints, more }),
             };
-            self.add(self.keyed(key, (!more).then_some(after.hash), op));
+            let change = self.keyed(key, (!more).then_some(after.hash), op);
+            self.add(if more { change } else { aged(change, ages) });
         }
     }
 
     fn encode(&self, changes: Vec<pb::Change>, through: Revision, marks: &[Mark]) -> Bytes {
         let marks = marks.iter().map(|one| mark(one, self.own)).collect();
-        let mut frame = pb::Frame { through: through.0, marks, ..Default::default() };
+        let mut frame = pb::Frame { through: through.0, marks, sent: self.sent, ..Default::default() };
         if self.compress {
             let body = pb::FrameBody { changes }.encode_to_vec();
             // Compressing in memory fails only for want of memory; the plain form is as good.
@@ -143,8 +168,16 @@ impl<'a> Frames<'a> {
     fn keyed(&self, key: &Key, hash: Option<Hash>, change: pb::change::Change) -> pb::Change {
         let pb::RecordKey { kind, cluster, namespace, name } = record_key(key, self.own);
         let content_hash = hash.map(|hash| Bytes::copy_from_slice(&hash.to_bytes())).unwrap_or_default();
-        pb::Change { kind, cluster, namespace, name, content_hash, change: Some(change) }
+        let change = Some(change);
+        pb::Change { kind, cluster, namespace, name, content_hash, change, ..Default::default() }
     }
+}
+
+fn aged(change: pb::Change, ages: &Ages) -> pb::Change {
+    let millis = |ages: &[Duration]| {
+        ages.iter().map(|age| u32::try_from(age.as_millis()).unwrap_or(u32::MAX)).collect()
+    };
+    pb::Change { age_millis_v4: millis(&ages.v4), age_millis_v6: millis(&ages.v6), ..change }
 }
 
 fn put(record: &Record) -> pb::change::Change {

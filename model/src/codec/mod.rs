@@ -7,5 +7,5 @@ pub mod decode;
 pub mod encode;
 pub mod messages;
 
-pub use decode::{Decoder, Malformed};
-pub use encode::{Frames, message};
+pub use decode::{Decoder, Malformed, Told};
+pub use encode::{Frames, message, millis, sent};

@@ -3,6 +3,7 @@
 //! Pure: one writer takes updates in, sessions read. Memory is O(endpoints), never O(agents).
 
 mod log;
+mod moment;
 mod snapshot;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,11 +12,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distributary_cluster::{Cluster, Problem};
-use distributary_model::codec::{Frames, messages};
+use distributary_model::codec::{Frames, messages, millis, sent};
 use distributary_model::{Epoch, Hash, Kind, Mark, Marks, Name, NodeView, ObjectKind, Revision};
 use distributary_proto::v1 as pb;
+use jiff::Timestamp;
 
 pub use log::{Evicted, LOG_BYTES, Log, Logged};
+pub use moment::Moment;
 use snapshot::Snapshot;
 
 use crate::source::Update;
@@ -48,6 +51,8 @@ pub struct Journal {
     snapshot: Snapshot,
     marks: Marks,
     listed: BTreeSet<ObjectKind>,
+    /// When all kinds had listed, by the wall clock.
+    listed_at: Option<Timestamp>,
     /// When each kind was last known to be up to date.
     fresh: BTreeMap<ObjectKind, Instant>,
     started: Instant,
@@ -66,13 +71,15 @@ impl Journal {
             snapshot: Snapshot::default(),
             marks: Marks::default(),
             listed: BTreeSet::new(),
+            listed_at: None,
             fresh: BTreeMap::new(),
             started: now,
         }
     }
 
     /// Takes an update in. What no agent could see makes no commit.
-    pub fn commit(&mut self, update: Update, now: Instant) -> Committed {
+    pub fn commit(&mut self, update: Update, at: impl Into<Moment>) -> Committed {
+        let at = at.into();
         let changes = self.cluster.apply(update.events);
         let mut moved = Vec::new();
         for (kind, resource_version) in update.marks {
@@ -81,7 +88,7 @@ impl Journal {
             moved.push(mark);
         }
         for kind in update.fresh {
-            self.fresh.insert(kind, now);
+            self.fresh.insert(kind, at.instant);
         }
         let was_listed = self.listed();
         self.listed.extend(update.listed);
@@ -90,22 +97,27 @@ impl Journal {
         let mut bytes = 0;
         if !changes.records.is_empty() {
             self.revision = self.revision.next();
-            let mut frames = Frames::new(&self.own);
+            let mut frames = Frames::new(&self.own).sent(self.age(at.instant));
             for record in &changes.records {
                 let key = &record.change.key;
                 self.snapshot.changed(key, record.after.is_some());
-                frames.push(&record.change, record.after.as_ref());
+                let ages = at.ages(&record.triggers, self.listed_at);
+                frames.push_aged(&record.change, record.after.as_ref(), &ages);
             }
             let frames = frames.finish(self.revision, &moved);
             bytes = frames.iter().map(Bytes::len).sum();
             self.log.push(self.revision, frames);
+        }
+        let now_listed = !was_listed && self.listed();
+        if now_listed {
+            self.listed_at = at.wall;
         }
         Committed {
             records: changes.records.len(),
             bytes,
             nodes: changes.nodes.len(),
             problems: changes.problems,
-            now_listed: !was_listed && self.listed(),
+            now_listed,
         }
     }
 
@@ -117,6 +129,11 @@ impl Journal {
     /// Id of the source's cluster.
     pub fn own(&self) -> &Name {
         &self.own
+    }
+
+    /// How long this process has been there.
+    fn age(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
     }
 
     /// The newest commit.
@@ -187,7 +204,7 @@ impl Journal {
             cluster: String::new(),
             complete: self.listed(),
             root: self.root().to_bytes().to_vec().into(),
-            staleness_millis: u64::try_from(self.staleness(now).as_millis()).unwrap_or(u64::MAX),
+            staleness_millis: millis(self.staleness(now)),
         }]
     }
 
@@ -197,6 +214,7 @@ impl Journal {
             revision: self.revision.0,
             marks: messages::marks(&self.marks, &self.own),
             sources: self.sources(now),
+            sent: sent(self.age(now)),
         }
     }
 }
