@@ -6,7 +6,7 @@ use super::*;
 fn batch(through: u64, services: Vec<(&str, Option<Service>)>) -> Batch {
     let services = services.into_iter().map(|(name, service)| (t::key(name), service.map(Arc::new)));
     let cursor = Some(Cursor { epoch: Epoch([1; 16]), through: Revision(through) });
-    Batch { services: services.collect(), node: None, cursor }
+    Batch { services: services.collect(), cursor, ..Batch::default() }
 }
 
 /// Waits until a revision is in the kernel.
