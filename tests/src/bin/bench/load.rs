@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{Context, Result};
 use distributary_e2e::objects;
 use futures::{StreamExt, TryStreamExt, stream};
-use kube::api::{DynamicObject, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, Client};
 use serde_json::{Value, json};
 
@@ -18,6 +18,9 @@ pub(crate) const ENDPOINTS: usize = 10;
 pub(crate) const NODES: usize = 10;
 /// Most Services there can be.
 pub(crate) const MOST: usize = 5000;
+
+/// The Service that comes and goes.
+const ONE_MORE: &str = "one-more";
 
 const IN_FLIGHT: usize = 32;
 /// Addresses that replace others come from what the first ones leave of 10.244.0.0/16.
@@ -34,7 +37,7 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// The namespace and the nodes; no Service.
+    /// The namespace, the nodes, and a slice whose Service is not there; no Service.
     pub(crate) async fn start(client: &Client) -> Result<Self> {
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}});
         objects::apply(client, &namespace).await?;
@@ -43,6 +46,9 @@ impl Load {
             let addresses = [Ipv4Addr::new(192, 0, 2, last).into()];
             objects::register_node(client, &node_name(node), &json!({}), &addresses).await?;
         }
+        let endpoints: Vec<Value> =
+            (0..ENDPOINTS).map(|index| endpoint(pod(MOST * ENDPOINTS + index), &node_name(index))).collect();
+        objects::apply(client, &slice(ONE_MORE, &json!(endpoints))).await?;
         Ok(Self {
             services: objects::api(client, "Service", Some(NAMESPACE))?,
             slices: objects::api(client, "EndpointSlice", Some(NAMESPACE))?,
@@ -93,6 +99,20 @@ impl Load {
         let patched = self.slices.patch(&name, &PatchParams::default(), &Patch::Merge(&patch)).await;
         patched.with_context(|| format!("change the slice {name}"))?;
         Ok(SystemTime::now())
+    }
+
+    /// Makes one more Service. Its slice has been there from the start, and changes no rule without it.
+    pub(crate) async fn add(&self) -> Result<()> {
+        let spec = json!({"ports": [{"name": "http", "port": 80, "targetPort": 8080}]});
+        let made = serde_json::from_value(objects::service(NAMESPACE, ONE_MORE, &spec))?;
+        self.services.create(&PostParams::default(), &made).await.context("create one more Service")?;
+        Ok(())
+    }
+
+    /// Removes that Service.
+    pub(crate) async fn remove(&self) -> Result<()> {
+        self.services.delete(ONE_MORE, &DeleteParams::default()).await.context("delete the Service")?;
+        Ok(())
     }
 
     fn endpoints(&self, service: usize) -> Value {

@@ -51,6 +51,9 @@ struct Args {
     /// Changes of one endpoint at each size
     #[arg(long, default_value_t = 2000)]
     changes: usize,
+    /// Services added and removed again at each size
+    #[arg(long, default_value_t = 100)]
+    comings: usize,
     /// Changes of one endpoint for kube-proxy
     #[arg(long, default_value_t = 40)]
     kube_proxy_changes: usize,
@@ -89,7 +92,10 @@ struct World<'a> {
 
 async fn all(args: &Args) -> Result<()> {
     ensure!(args.services.is_sorted() && args.services.iter().all(|n| (1..=MOST).contains(n)), "--services");
-    ensure!(args.rounds > 0 && args.changes > 0, "--rounds and --changes are at least 1");
+    ensure!(
+        args.rounds > 0 && args.changes > 0 && args.comings > 0,
+        "--rounds, --changes and --comings are at least 1"
+    );
     let hub = Arc::new(Namespace::new()?);
     step("kube-apiserver and etcd");
     let cluster =
@@ -285,6 +291,24 @@ impl World<'_> {
             ours,
             beside,
         ]);
+        self.comings(&mut agent).await
+    }
+
+    /// One Service comes and goes, on a node that has all the others.
+    async fn comings(&mut self, agent: &mut Agent) -> Result<()> {
+        let size = self.load.services();
+        let (mut added, mut removed) = (Samples::default(), Samples::default());
+        for _ in 0..self.args.comings {
+            self.load.add().await?;
+            added.push(agent.change().await?.0);
+            self.load.remove().await?;
+            removed.push(agent.change().await?.0);
+        }
+        for (what, samples) in [("added", added), ("removed", removed)] {
+            step(&format!("  one Service {what}: {}", samples.spread()));
+            let what = format!("one Service {what}, frame → kernel, {size} × {ENDPOINTS}, iptables-nft");
+            self.table.row(&[what, "–".to_owned(), samples.spread(), "–".to_owned()]);
+        }
         Ok(())
     }
 
