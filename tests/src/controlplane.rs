@@ -162,6 +162,14 @@ impl ControlPlane {
     /// # Errors
     /// When it cannot be built or started.
     pub fn kube_proxy(&self, namespace: &Namespace, node: &str, flags: &[&str]) -> Result<Running> {
+        namespace.spawn("kube-proxy", self.kube_proxy_command(node)?.args(flags))
+    }
+
+    /// The same, for those who want to set more than its flags.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn kube_proxy_command(&self, node: &str) -> Result<Command> {
         let mut command = Command::new(control_plane_program("kube-proxy")?);
         command.arg("--kubeconfig").arg(&self.kubeconfig).args([
             &format!("--hostname-override={node}"),
@@ -170,7 +178,7 @@ impl ControlPlane {
             "--conntrack-max-per-core=0",
             "--conntrack-min=0",
         ]);
-        namespace.spawn("kube-proxy", command.args(flags))
+        Ok(command)
     }
 
     /// A client with the administrator's rights. It belongs to the runtime it is made in: every test has its own.

@@ -10,6 +10,7 @@ pub mod deployed;
 mod etcd;
 pub mod forward;
 pub mod janitor;
+pub mod kube_proxy;
 pub mod manifests;
 pub mod netns;
 pub mod node;

@@ -4,6 +4,8 @@
 //! so both share their code.
 
 mod client;
+pub mod flood;
+mod responder;
 mod server;
 
 use std::{
@@ -17,6 +19,7 @@ use std::{
 use socket2::{Domain, SockRef, Socket, Type};
 
 pub use client::{Client, Conversation, Failure, Reply};
+pub use responder::Responder;
 pub use server::Server;
 
 const QUESTION: &[u8] = b"who?\n";

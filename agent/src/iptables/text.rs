@@ -172,22 +172,26 @@ impl Write {
     }
 }
 
-/// Chains come after those that they refer to.
-fn rank(name: &str) -> u8 {
-    const BUCKET: u8 = 10;
-    let bits = |len: &str| len.parse().unwrap_or(0_u8);
+/// Chains come after those that they refer to. What is sent back to where it comes from is masqueraded before any
+/// service's chain stops to ask for it (kube-proxy's chains of endpoints do, ours do not).
+fn rank(name: &str) -> (u8, u8) {
+    // Of a trie, the deepest first.
+    let depth = || {
+        let bits = name.rsplit('-').next().and_then(|len| len.parse().ok()).unwrap_or(128_u8);
+        128 - bits.min(128)
+    };
+    let is = |prefixes: &[&str]| prefixes.iter().any(|prefix| name.starts_with(prefix));
     match name {
-        names::MARK_MASQ | names::HAIRPIN => 0,
-        names::SERVICES => u8::MAX,
-        names::HAIRPINS => u8::MAX - 2,
-        _ if name.starts_with("KUBE-SEP-") => 1,
-        // Of a trie, the deepest first.
-        _ if names::is_bucket(name) => {
-            name.rsplit('-').next().map_or(BUCKET, |len| BUCKET + (128 - bits(len).min(128)))
-        }
-        _ if name.starts_with("KUBE-SVC-") || name.starts_with("KUBE-SVL-") => 2,
-        _ if name.starts_with("KUBE-EXT-") => 3,
-        _ if name.starts_with("KUBE-FW-") => 4,
-        _ => u8::MAX - 1,
+        names::MARK_MASQ | names::HAIRPIN => (0, 0),
+        names::HAIRPINS => (2, 0),
+        names::POSTROUTING => (3, 0),
+        names::SERVICES => (u8::MAX, 0),
+        _ if is(&["KUBE-SVL-0-"]) => (1, depth()),
+        _ if names::is_bucket(name) => (8, depth()),
+        _ if is(&["KUBE-SEP-"]) => (4, 0),
+        _ if is(&["KUBE-SVC-", "KUBE-SVL-"]) => (5, 0),
+        _ if is(&["KUBE-EXT-"]) => (6, 0),
+        _ if is(&["KUBE-FW-"]) => (7, 0),
+        _ => (9, 0),
     }
 }

@@ -1,0 +1,263 @@
+//! A real kube-proxy and the agent take a node over from each other, with the same apiserver, while thousands of flows
+//! go through the services: in both directions, both flavours, both families, from a pod, the node and the outside.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use distributary_e2e::controlplane::ControlPlane;
+use distributary_e2e::deployed::PATIENCE;
+use distributary_e2e::kube_proxy::KubeProxy;
+use distributary_e2e::node::Node;
+use distributary_e2e::objects;
+use distributary_e2e::process::binary;
+use distributary_e2e::topology::{CLUSTER_CIDRS, NODE, POD_CIDRS, Pod};
+use distributary_e2e::traffic::flood::{Flood, Origin, Tally};
+use distributary_e2e::traffic::Responder;
+use distributary_e2e::wait::until;
+use kube::Client;
+use serde_json::{Value, json};
+
+/// Where the pods answer.
+const PORT: u16 = 9090;
+/// Services with endpoints, and without.
+const SERVED: usize = 60;
+const UNSERVED: usize = 30;
+/// New flows a second from each of the three origins; the three together are to come to [`LEAST_RATE`].
+const RATE: u32 = 400;
+const LEAST_RATE: u64 = 500;
+const FLOWS: u64 = 20_000;
+/// Connections that last, from each origin.
+const LASTING: usize = 40;
+
+struct World {
+    node: Node,
+    cluster: ControlPlane,
+    client: Client,
+    namespace: String,
+    flavour: &'static str,
+    /// Of services: cluster IPs, node ports.
+    targets: Vec<SocketAddr>,
+    /// The service whose only endpoint is the first pod.
+    own: Vec<SocketAddr>,
+    _answering: Vec<Responder>,
+}
+
+impl World {
+    async fn start(flavour: &'static str) -> Result<Self> {
+        let mut node = Node::prepare(&["--iptables-flavour", flavour])?;
+        // As a CNI leaves it: what goes from elsewhere to pods of other nodes is for the proxy to accept.
+        for (family, tool) in ["iptables", "ip6tables"].into_iter().enumerate() {
+            let (tool, all, own) = (format!("{tool}-{flavour}"), CLUSTER_CIDRS[family], POD_CIDRS[family]);
+            let accept = format!("{tool} -A FORWARD -s {all} -j ACCEPT; {tool} -A FORWARD -d {own} -j ACCEPT");
+            node.world.node.script(&format!("{tool} -P FORWARD DROP; {accept}"))?;
+        }
+        let cluster = ControlPlane::start_in(&node.world.node)?;
+        let client = cluster.client().await?;
+        let namespace = objects::unique_namespace(&client).await?;
+        objects::register_node(&client, "node-a", &json!({}), &NODE.both()).await?;
+        let kubeconfig = cluster.kubeconfig().display().to_string();
+        node.server_arguments =
+            ["--source", "kubernetes", "--kubeconfig", &kubeconfig].map(str::to_owned).to_vec();
+        let pods = node.world.pods.iter().chain(&node.world.remote_pods);
+        let answering = pods.map(|pod| Responder::start(&pod.namespace, &pod.addresses.both(), PORT));
+        let answering = answering.collect::<Result<_>>()?;
+        let mut world = Self {
+            node,
+            cluster,
+            client,
+            namespace,
+            flavour,
+            targets: Vec::new(),
+            own: Vec::new(),
+            _answering: answering,
+        };
+        world.services().await?;
+        world.node.start_server()?;
+        Ok(world)
+    }
+
+    async fn services(&mut self) -> Result<()> {
+        for index in 0..SERVED {
+            let (name, all) = (format!("s{index}"), self.pods());
+            let (more, pods) = match index % 5 {
+                1 => (json!({"internalTrafficPolicy": "Local"}), &all[..2]),
+                2 => (json!({"externalTrafficPolicy": "Local"}), &all[..2]),
+                3 => (json!({"sessionAffinity": "ClientIP"}), &all[..]),
+                4 => (json!({}), &all[..1]),
+                _ => (json!({}), &all[..]),
+            };
+            for slice in self.slices(&name, pods) {
+                objects::apply(&self.client, &slice).await?;
+            }
+            let made = objects::apply(&self.client, &self.service(&name, &more)).await?;
+            let mut targets = Vec::new();
+            for family in 0..2 {
+                let ip = made.pointer(&format!("/spec/clusterIPs/{family}")).and_then(Value::as_str);
+                targets.push(SocketAddr::new(ip.context("a cluster IP of each family")?.parse()?, 80));
+                let port = made.pointer("/spec/ports/0/nodePort").and_then(Value::as_u64);
+                let port = u16::try_from(port.context("a node port")?)?;
+                targets.push(SocketAddr::new(NODE.both()[family], port));
+            }
+            if index % 5 == 4 {
+                self.own.extend([targets[0], targets[2]]);
+            }
+            self.targets.extend(targets);
+        }
+        for index in 0..UNSERVED {
+            let name = format!("none{index}");
+            objects::apply(&self.client, &self.service(&name, &json!({}))).await?;
+        }
+        Ok(())
+    }
+
+    /// More endpoints than kube-proxy writes comments for. Nobody answers there.
+    async fn add_a_thousand_endpoints(&self) -> Result<()> {
+        let ports: Vec<Value> = (0..11_u16)
+            .map(|port| json!({"name": format!("p{port}"), "protocol": "TCP", "port": 80 + port}))
+            .collect();
+        let spec = json!({"ports": ports});
+        objects::apply(&self.client, &objects::service(&self.namespace, "large", &spec)).await?;
+        let endpoints: Vec<Value> = (1..=100)
+            .map(|last| json!({"addresses": [format!("10.244.9.{last}")], "nodeName": "node-c", "conditions": {"ready": true}}))
+            .collect();
+        let slice =
+            objects::endpoint_slice(&self.namespace, "large-v4", "large", &json!(ports), &json!(endpoints));
+        objects::apply(&self.client, &slice).await.map(|_| ())
+    }
+
+    fn service(&self, name: &str, more: &Value) -> Value {
+        let port = |protocol: &str| json!({"name": protocol.to_lowercase(), "protocol": protocol, "port": 80, "targetPort": PORT});
+        let mut spec = json!({
+            "type": "NodePort", "ipFamilyPolicy": "RequireDualStack", "ports": [port("TCP"), port("UDP")],
+        });
+        for (key, value) in more.as_object().into_iter().flatten() {
+            spec[key] = value.clone();
+        }
+        objects::service(&self.namespace, name, &spec)
+    }
+
+    fn slices(&self, name: &str, pods: &[&Pod]) -> [Value; 2] {
+        let ports = json!([
+            {"name": "tcp", "protocol": "TCP", "port": PORT},
+            {"name": "udp", "protocol": "UDP", "port": PORT},
+        ]);
+        [0, 1].map(|family| {
+            let endpoint = |pod: &&Pod| {
+                let node = if pod.name.starts_with("remote") { "node-b" } else { "node-a" };
+                let address = pod.addresses.both()[family].to_string();
+                json!({"addresses": [address], "nodeName": node, "conditions": {"ready": true}})
+            };
+            let endpoints: Value = pods.iter().map(endpoint).collect();
+            let slice = format!("{name}-{family}");
+            objects::endpoint_slice(&self.namespace, &slice, name, &ports, &endpoints)
+        })
+    }
+
+    fn pods(&self) -> [&Pod; 3] {
+        [&self.node.world.pods[0], &self.node.world.pods[1], &self.node.world.remote_pods[0]]
+    }
+
+    /// Changes a service that is asked all the time, while everybody who served it goes on to answer.
+    async fn roll(&self, pods: &[&Pod]) -> Result<()> {
+        for slice in self.slices("s0", pods) {
+            objects::apply(&self.client, &slice).await?;
+        }
+        Ok(())
+    }
+
+    fn flood(&self, rate: u32) -> Result<Flood> {
+        let origin = |name, namespace: &Arc<_>, targets: &[SocketAddr]| Origin {
+            name,
+            namespace: Arc::clone(namespace),
+            targets: targets.to_vec(),
+        };
+        let around = &self.node.world;
+        // The pod asks services whose only endpoint it is as often as all others.
+        let of_pod = [&self.targets[..], &self.own[..]].concat();
+        let origins = vec![
+            origin("a pod", &around.pods[0].namespace, &of_pod),
+            origin("the node", &around.node, &self.targets),
+            origin("outside", &around.outside, &self.targets),
+        ];
+        Flood::start(origins, rate, LASTING)
+    }
+
+    fn kube_proxy(&self) -> Result<KubeProxy> {
+        let started =
+            KubeProxy::start(&self.cluster, &self.node.world.node, "node-a", self.flavour, &[])?;
+        started.wait_synced();
+        Ok(started)
+    }
+
+    fn stop_agent(&mut self) -> Result<()> {
+        self.node.agent.take().context("it runs")?.terminate(PATIENCE).map(|_| ())
+    }
+
+    fn cleanup(&self, more: &[&str]) -> Result<()> {
+        let agent = binary("distributary-agent");
+        self.node.world.node.run(&agent.to_string_lossy(), &[&["cleanup"], more].concat()).map(|_| ())
+    }
+
+    /// In any order below the built-in chains, since kube-proxy's is random.
+    fn rules(&self) -> (Vec<String>, Vec<String>) {
+        let rules = self.node.rules();
+        let built_in = |line: &&String| line.starts_with("-A ") && !line.starts_with("-A KUBE-");
+        let (fixed, mut others): (Vec<_>, Vec<_>) =
+            rules.lines().map(str::to_owned).partition(|line| built_in(&line));
+        others.sort();
+        (fixed, others)
+    }
+}
+
+/// Waits for so many more flows.
+fn more(flood: &Flood, flows: u64) {
+    let wanted = flood.flows() + flows;
+    until("more flows", Duration::from_secs(120), || (flood.flows() >= wanted).then_some(()));
+}
+
+fn report(what: &str, tally: &Tally, took: Duration) {
+    println!("{what}: {tally:?} in {took:?}, {} flows/s", tally.flows() as f64 / took.as_secs_f64());
+}
+
+async fn there_and_back(flavour: &'static str) -> Result<()> {
+    let mut world = World::start(flavour).await?;
+    let mut kube_proxy = world.kube_proxy()?;
+    let flood = world.flood(RATE)?;
+    more(&flood, 1_000);
+    let mut rounds = 0;
+    while flood.flows() < FLOWS || rounds < 2 {
+        if rounds % 2 == 0 {
+            kube_proxy.stop()?;
+        } else {
+            kube_proxy.kill9();
+        }
+        world.node.start_agent()?;
+        more(&flood, 1_500);
+        world.roll(&world.pods()[1..]).await?;
+        more(&flood, 500);
+        world.stop_agent()?;
+        kube_proxy = world.kube_proxy()?;
+        more(&flood, 1_500);
+        world.roll(&world.pods()).await?;
+        more(&flood, 500);
+        rounds += 1;
+    }
+    let took = flood.elapsed();
+    let tally = flood.stop();
+    report(&format!("{flavour}, {rounds} times there and back"), &tally, took);
+    assert_eq!((tally.failures(), &tally.examples), (0, &Vec::new()), "{flavour}: {tally:?}");
+    assert_eq!(tally.lasting, 3 * LASTING as u64, "{flavour}: connections that last");
+    assert!(tally.tcp.min(tally.udp) >= FLOWS / 2 && tally.flows() >= FLOWS, "{flavour}: {tally:?}");
+    assert!(tally.flows() >= LEAST_RATE * took.as_secs(), "{flavour}: {tally:?} in {took:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_kube_proxy_and_the_agent_take_over_from_each_other() -> Result<()> {
+    for flavour in ["nft", "legacy"] {
+        there_and_back(flavour).await?;
+    }
+    Ok(())
+}
