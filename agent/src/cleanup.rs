@@ -11,12 +11,13 @@ use crate::kernel::{Kernel, KernelError};
 ///
 /// # Errors
 /// When something could not be removed.
-pub async fn run(CleanupArgs {}: CleanupArgs) -> anyhow::Result<()> {
+pub async fn run(CleanupArgs { ours_only }: CleanupArgs) -> anyhow::Result<()> {
+    let scope = if ours_only { Scope::Ours } else { Scope::All };
     let mut errors = Vec::new();
     let mut found = false;
     for flavour in [Flavour::Nft, Flavour::Legacy] {
         for family in [Family::V4, Family::V6] {
-            match clean(Tools::new(family, Some(flavour))).await {
+            match clean(Tools::new(family, Some(flavour)), scope).await {
                 Ok(removed) => {
                     found = true;
                     if removed {
@@ -41,9 +42,9 @@ pub async fn run(CleanupArgs {}: CleanupArgs) -> anyhow::Result<()> {
 }
 
 /// Whether there was something to remove.
-async fn clean(mut tools: Tools) -> Result<bool, KernelError> {
+async fn clean(mut tools: Tools, scope: Scope) -> Result<bool, KernelError> {
     let saved = tools.save().await?;
-    let Some(text) = iptables::cleanup(&iptables::parse(&saved), Scope::All) else { return Ok(false) };
+    let Some(text) = iptables::cleanup(&iptables::parse(&saved), scope) else { return Ok(false) };
     tools.restore(&text).await?;
     Ok(true)
 }

@@ -45,10 +45,8 @@ impl KubeProxy {
         let mut command = cluster.kube_proxy_command(node)?;
         command.env("PATH", path_with(tools.path()));
         command.arg("--proxy-mode=iptables").args(flags);
-        command.args([
-            format!("--metrics-bind-address={METRICS}"),
-            format!("--healthz-bind-address={HEALTH}"),
-        ]);
+        command
+            .args([format!("--metrics-bind-address={METRICS}"), format!("--healthz-bind-address={HEALTH}")]);
         let process = namespace.spawn("kube-proxy", &command)?;
         Ok(Self { process, namespace: Arc::clone(namespace), _tools: tools })
     }

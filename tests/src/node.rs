@@ -107,10 +107,10 @@ impl Node {
         self.agent.as_ref().map_or(0, |agent| deployed::logged(agent, "programmed").len())
     }
 
-    /// Everything that the tables hold, without counters.
+    /// Everything that the tables of both flavours hold, without counters.
     #[must_use]
     pub fn rules(&self) -> String {
-        let save = "for t in iptables-save ip6tables-save; do $t; done";
+        let save = "for f in nft legacy; do for t in iptables ip6tables; do $t-$f-save; done; done";
         let all = self.world.node.script(save).unwrap_or_default();
         let kept = all.lines().filter(|line| !line.starts_with('#'));
         kept.map(|line| line.split(" [").next().unwrap_or(line)).collect::<Vec<_>>().join("\n")

@@ -13,11 +13,12 @@ use distributary_e2e::node::Node;
 use distributary_e2e::objects;
 use distributary_e2e::process::binary;
 use distributary_e2e::topology::{CLUSTER_CIDRS, NODE, POD_CIDRS, Pod};
-use distributary_e2e::traffic::flood::{Flood, Origin, Tally};
 use distributary_e2e::traffic::Responder;
+use distributary_e2e::traffic::flood::{Flood, Origin, Tally};
 use distributary_e2e::wait::until;
 use kube::Client;
 use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
 
 /// Where the pods answer.
 const PORT: u16 = 9090;
@@ -42,15 +43,21 @@ struct World {
     /// The service whose only endpoint is the first pod.
     own: Vec<SocketAddr>,
     _answering: Vec<Responder>,
+    _turn: MutexGuard<'static, ()>,
 }
+
+/// One world at a time: a machine that is too slow for two of them would lose packets by itself.
+static TURN: Mutex<()> = Mutex::const_new(());
 
 impl World {
     async fn start(flavour: &'static str) -> Result<Self> {
+        let turn = TURN.lock().await;
         let mut node = Node::prepare(&["--iptables-flavour", flavour])?;
         // As a CNI leaves it: what goes from elsewhere to pods of other nodes is for the proxy to accept.
         for (family, tool) in ["iptables", "ip6tables"].into_iter().enumerate() {
             let (tool, all, own) = (format!("{tool}-{flavour}"), CLUSTER_CIDRS[family], POD_CIDRS[family]);
-            let accept = format!("{tool} -A FORWARD -s {all} -j ACCEPT; {tool} -A FORWARD -d {own} -j ACCEPT");
+            let accept =
+                format!("{tool} -A FORWARD -s {all} -j ACCEPT; {tool} -A FORWARD -d {own} -j ACCEPT");
             node.world.node.script(&format!("{tool} -P FORWARD DROP; {accept}"))?;
         }
         let cluster = ControlPlane::start_in(&node.world.node)?;
@@ -72,6 +79,7 @@ impl World {
             targets: Vec::new(),
             own: Vec::new(),
             _answering: answering,
+            _turn: turn,
         };
         world.services().await?;
         world.node.start_server()?;
@@ -185,8 +193,7 @@ impl World {
     }
 
     fn kube_proxy(&self) -> Result<KubeProxy> {
-        let started =
-            KubeProxy::start(&self.cluster, &self.node.world.node, "node-a", self.flavour, &[])?;
+        let started = KubeProxy::start(&self.cluster, &self.node.world.node, "node-a", self.flavour, &[])?;
         started.wait_synced();
         Ok(started)
     }
@@ -200,12 +207,16 @@ impl World {
         self.node.world.node.run(&agent.to_string_lossy(), &[&["cleanup"], more].concat()).map(|_| ())
     }
 
-    /// In any order below the built-in chains, since kube-proxy's is random.
+    /// Rules of built-in chains as they stand, and chains and all other rules in any order, as kube-proxy's is random.
     fn rules(&self) -> (Vec<String>, Vec<String>) {
         let rules = self.node.rules();
-        let built_in = |line: &&String| line.starts_with("-A ") && !line.starts_with("-A KUBE-");
-        let (fixed, mut others): (Vec<_>, Vec<_>) =
-            rules.lines().map(str::to_owned).partition(|line| built_in(&line));
+        // Tables without a rule come with a look at them. The firewall's chain stays, as kubelet has it too.
+        let empty = |line: &str| {
+            ["*", "COMMIT"].iter().any(|what| line.starts_with(what)) || line.ends_with(" ACCEPT")
+        };
+        let lines = rules.lines().filter(|line| !empty(line) && !line.contains("KUBE-FIREWALL"));
+        let built_in = |line: &String| line.starts_with("-A ") && !line.starts_with("-A KUBE-");
+        let (fixed, mut others): (Vec<_>, Vec<_>) = lines.map(str::to_owned).partition(built_in);
         others.sort();
         (fixed, others)
     }
@@ -217,6 +228,7 @@ fn more(flood: &Flood, flows: u64) {
     until("more flows", Duration::from_secs(120), || (flood.flows() >= wanted).then_some(()));
 }
 
+#[expect(clippy::print_stdout, reason = "the figures are a result of the test")]
 fn report(what: &str, tally: &Tally, took: Duration) {
     println!("{what}: {tally:?} in {took:?}, {} flows/s", tally.flows() as f64 / took.as_secs_f64());
 }
@@ -258,6 +270,79 @@ async fn there_and_back(flavour: &'static str) -> Result<()> {
 async fn nothing_is_lost_when_kube_proxy_and_the_agent_take_over_from_each_other() -> Result<()> {
     for flavour in ["nft", "legacy"] {
         there_and_back(flavour).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_take_over_with_a_gap_shows_loss() -> Result<()> {
+    let mut world = World::start("nft").await?;
+    let kube_proxy = world.kube_proxy()?;
+    let flood = world.flood(RATE / 2)?;
+    more(&flood, 300);
+    kube_proxy.stop()?;
+    world.cleanup(&[])?;
+    more(&flood, 300);
+    world.node.start_agent()?;
+    more(&flood, 300);
+    let took = flood.elapsed();
+    let tally = flood.stop();
+    report("with a gap", &tally, took);
+    assert!(tally.lost >= 50 && tally.syns_again >= 50, "{tally:?}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rules_without_comments_of_more_than_a_thousand_endpoints_are_taken_over_too() -> Result<()> {
+    for flavour in ["nft", "legacy"] {
+        let mut world = World::start(flavour).await?;
+        world.add_a_thousand_endpoints().await?;
+        let kube_proxy = world.kube_proxy()?;
+        let rules = world.node.rules();
+        let balancing = |line: &&str| line.starts_with("-A KUBE-SEP-") && line.ends_with("10.244.9.1:80");
+        let rule = rules.lines().find(balancing).context("an endpoint's rule")?;
+        assert!(!rule.contains("--comment"), "{rule}");
+        let flood = world.flood(RATE / 2)?;
+        more(&flood, 500);
+        kube_proxy.stop()?;
+        world.node.start_agent()?;
+        more(&flood, 500);
+        let rules = world.node.rules();
+        let theirs = |line: &&str| line.starts_with(":KUBE-SEP-") && !line.starts_with(":KUBE-SEP-0");
+        assert_eq!(rules.lines().find(theirs), None, "{flavour}");
+        world.stop_agent()?;
+        let _kube_proxy = world.kube_proxy()?;
+        more(&flood, 500);
+        let took = flood.elapsed();
+        let tally = flood.stop();
+        report(&format!("{flavour}, without comments"), &tally, took);
+        assert_eq!((tally.failures(), &tally.examples), (0, &Vec::new()), "{flavour}: {tally:?}");
+        assert_eq!(tally.lasting, 3 * LASTING as u64, "{flavour}: connections that last");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_the_way_back_and_a_cleanup_of_ours_only_the_rules_are_kube_proxys_alone() -> Result<()> {
+    for flavour in ["nft", "legacy"] {
+        let mut world = World::start(flavour).await?;
+        let before = world.rules();
+        let kube_proxy = world.kube_proxy()?;
+        let alone = world.rules();
+        kube_proxy.stop()?;
+        world.node.start_agent()?;
+        world.cleanup(&["--ours-only"])?;
+        let ours = world.rules();
+        world.stop_agent()?;
+        world.cleanup(&["--ours-only"])?;
+        assert_eq!(world.rules(), ours, "{flavour}: what is needed stays");
+        let kube_proxy = world.kube_proxy()?;
+        assert_ne!(world.rules(), alone, "{flavour}: there is something to remove");
+        world.cleanup(&["--ours-only"])?;
+        assert_eq!(world.rules(), alone, "{flavour}");
+        kube_proxy.stop()?;
+        world.cleanup(&[])?;
+        assert_eq!(world.rules(), before, "{flavour}: both programs' rules are gone");
     }
     Ok(())
 }

@@ -99,7 +99,11 @@ pub struct RenderArgs {
 
 /// `cleanup`
 #[derive(Clone, Debug, clap::Args)]
-pub struct CleanupArgs {}
+pub struct CleanupArgs {
+    /// Only chains that no kube-proxy has and no rule needs: what is left after one took over
+    #[arg(long, env = "DISTRIBUTARY_CLEANUP_OURS_ONLY")]
+    pub ours_only: bool,
+}
 
 /// Which iptables to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]

@@ -195,3 +195,28 @@ fn rank(name: &str) -> (u8, u8) {
         _ => (9, 0),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_chain_comes_after_those_that_it_refers_to_and_after_what_its_service_needs() {
+        let order = [
+            "KUBE-SVC-0-HAIRPIN",
+            "KUBE-SVL-0-0A800000-12",
+            "KUBE-SVL-0-0A000000-09",
+            "KUBE-SVL-0-HAIRPIN",
+            "KUBE-POSTROUTING",
+            "KUBE-SEP-0XPGD46QRK7WJG11",
+            "KUBE-SVL-XPGD46QRK7WJZT7O",
+            "KUBE-EXT-XPGD46QRK7WJZT7O",
+            "KUBE-FW-XPGD46QRK7WJZT7O",
+            "KUBE-SVC-0-0A600000-12",
+            "KUBE-SVC-0-0A000000-09",
+            "KUBE-NODEPORTS",
+            "KUBE-SERVICES",
+        ];
+        assert!(order.is_sorted_by(|a, b| rank(a) < rank(b)), "{:?}", order.map(rank));
+    }
+}

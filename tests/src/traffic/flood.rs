@@ -195,7 +195,8 @@ async fn flows(origin: &Origin, rate: u32, lasting: usize, shared: &Arc<Shared>)
     let (mut since, mut due) = (Instant::now(), 0.0);
     while !shared.stopped() {
         ticks.tick().await;
-        due += f64::from(rate) * std::mem::replace(&mut since, Instant::now()).elapsed().min(ARREARS).as_secs_f64();
+        due += f64::from(rate)
+            * std::mem::replace(&mut since, Instant::now()).elapsed().min(ARREARS).as_secs_f64();
         while due >= 2.0
             && let (Some(target), Some(port)) = (targets.next(), ports.next())
         {
