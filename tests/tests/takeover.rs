@@ -1,7 +1,7 @@
 //! A real kube-proxy and the agent take a node over from each other, with the same apiserver, while thousands of flows
 //! go through the services: in both directions, both flavours, both families, from a pod, the node and the outside.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ const PORT: u16 = 9090;
 /// Services with endpoints, and without.
 const SERVED: usize = 60;
 const UNSERVED: usize = 30;
+/// Who may ask load balancers: everybody who does here.
+const RANGES: [&str; 4] = ["192.0.2.0/24", "10.244.0.0/16", "2001:db8::/64", "fd00:10:244::/48"];
 /// New flows a second from each of the three origins; the three together are to come to [`LEAST_RATE`].
 const RATE: u32 = 400;
 const LEAST_RATE: u64 = 500;
@@ -89,12 +91,14 @@ impl World {
     async fn services(&mut self) -> Result<()> {
         for index in 0..SERVED {
             let (name, all) = (format!("s{index}"), self.pods());
-            let (more, pods) = match index % 5 {
+            let external = [format!("203.0.113.{index}"), format!("2001:db8:ffff::{index:x}")];
+            let (more, pods) = match index % 6 {
+                0 => (json!({"externalIPs": external}), &all[..]),
                 1 => (json!({"internalTrafficPolicy": "Local"}), &all[..2]),
                 2 => (json!({"externalTrafficPolicy": "Local"}), &all[..2]),
                 3 => (json!({"sessionAffinity": "ClientIP"}), &all[..]),
                 4 => (json!({}), &all[..1]),
-                _ => (json!({}), &all[..]),
+                _ => (json!({"type": "LoadBalancer", "loadBalancerSourceRanges": RANGES}), &all[..]),
             };
             for slice in self.slices(&name, pods) {
                 objects::apply(&self.client, &slice).await?;
@@ -108,8 +112,16 @@ impl World {
                 let port = u16::try_from(port.context("a node port")?)?;
                 targets.push(SocketAddr::new(NODE.both()[family], port));
             }
-            if index % 5 == 4 {
-                self.own.extend([targets[0], targets[2]]);
+            let external = external.iter().map(|ip| ip.parse());
+            let external = external.collect::<Result<Vec<IpAddr>, _>>()?;
+            match index % 6 {
+                0 => targets.extend(external.into_iter().map(|ip| SocketAddr::new(ip, 80))),
+                4 => self.own.extend([targets[0], targets[2]]),
+                5 => {
+                    objects::set_ingress(&self.client, &self.namespace, &name, &external).await?;
+                    targets.extend(external.into_iter().map(|ip| SocketAddr::new(ip, 80)));
+                }
+                _ => {}
             }
             self.targets.extend(targets);
         }
