@@ -14,12 +14,15 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{RunArgs, check_servers};
+use crate::conntrack::table::Conntrack;
+use crate::conntrack::{self, Ledger, Worker};
 use crate::host;
 use crate::iptables::Family;
 use crate::kernel::Kernel;
 use crate::kernel::tools::Tools;
 use crate::metrics::Metrics;
 use crate::metrics::kube_proxy::Waiting;
+use crate::nfacct;
 use crate::reconcile::{Reconciler, Ruleset};
 use crate::sync::Programmed;
 use crate::sync::client::Client;
@@ -60,8 +63,14 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let mut registry = Registry::default();
     let metrics = Metrics::register(&mut registry);
     let mailbox = Arc::new(Mailbox::default());
-    let families = rulesets.iter().map(Ruleset::family).collect();
-    registry.register_collector(Box::new(Waiting::new(mailbox.clone(), families, SystemTime::now())));
+    let families: Vec<Family> = rulesets.iter().map(Ruleset::family).collect();
+    registry.register_collector(Box::new(Waiting::new(mailbox.clone(), families.clone(), SystemTime::now())));
+    if nfacct::ensure() {
+        nfacct::register(&mut registry);
+    }
+    let passes = conntrack::metrics::Metrics::register(&mut registry, families.iter().copied());
+    let ledgers = families.iter().map(|&family| Ledger::new(family, rules.cluster())).collect();
+    let flows = Arc::new(conntrack::Mailbox::default());
     let registry: SharedRegistry = Arc::new(Mutex::new(registry));
     let ready = Ready::default();
     let (programmed, seen) = watch::channel(Programmed::default());
@@ -80,7 +89,9 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         tasks.spawn("admin", admin::serve(admin, ready, registry, axum::Router::new(), shutdown.clone()));
     }
     tasks.spawn("stream", client.run());
-    tasks.spawn("reconcile", Reconciler::new(rulesets, programmed, metrics).run(mailbox));
+    tasks.spawn("conntrack", Worker::new(ledgers, Conntrack, passes).run(flows.clone()));
+    let reconciler = Reconciler::new(rulesets, programmed, metrics).followed_by(flows);
+    tasks.spawn("reconcile", reconciler.run(mailbox));
     tasks.supervise(&shutdown).await
 }
 

@@ -6,16 +6,20 @@
 //!        └───────────────── acks ──────────────────┘
 //! ```
 //!
-//! [`reconcile`] is the only writer of the kernel.
+//! [`reconcile`] is the only writer of the kernel's rules. [`conntrack`] follows it, and looks after the flows that
+//! the rules once translated.
 
 pub mod app;
 pub mod args;
 pub mod cleanup;
 pub mod config;
+pub mod conntrack;
 pub mod host;
 pub mod iptables;
 pub mod kernel;
 pub mod metrics;
+pub mod netlink;
+pub mod nfacct;
 pub mod plan;
 pub mod reconcile;
 pub mod render;

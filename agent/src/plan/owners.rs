@@ -97,13 +97,17 @@ impl Owners {
         Vec::new()
     }
 
-    /// Whether this port of this Service owns it.
-    pub fn owns(&self, claim: Claim, key: &Key, port: &str) -> bool {
-        let owner = match self.contested.get(&claim) {
+    /// Who owns it.
+    pub fn owner(&self, claim: Claim) -> Option<&Claimant> {
+        match self.contested.get(&claim) {
             Some(claimants) => claimants.first(),
             None => self.sole.get(&claim),
-        };
-        owner.is_some_and(|owner| *owner.key == *key && *owner.port == *port)
+        }
+    }
+
+    /// Whether this port of this Service owns it.
+    pub fn owns(&self, claim: Claim, key: &Key, port: &str) -> bool {
+        self.owner(claim).is_some_and(|owner| *owner.key == *key && *owner.port == *port)
     }
 
     /// Every claim of several, in order.

@@ -100,7 +100,7 @@ fn of_family<'a>(addresses: &'a [IpAddr], family: Family) -> impl Iterator<Item 
 }
 
 /// Everything that a Service claims in the family.
-pub(super) fn claims(config: &Config, key: &Arc<Key>, header: &ServiceHeader) -> BTreeSet<(Claim, Claimant)> {
+pub(crate) fn claims(config: &Config, key: &Arc<Key>, header: &ServiceHeader) -> BTreeSet<(Claim, Claimant)> {
     let mut claims = BTreeSet::new();
     let Some(cluster_ip) = of_family(&header.cluster_ips, config.family).next() else { return claims };
     for port in service_ports(header) {
@@ -218,6 +218,19 @@ fn candidates<'a>(
     });
     candidates.dedup_by_key(|one| one.address);
     candidates
+}
+
+/// The endpoints of a service port that serve, sorted: who may answer what was established once, whatever the policies
+/// and the topology say of new traffic.
+pub(crate) fn serving(
+    config: &Config,
+    key: &Key,
+    service: &Service,
+    name: &str,
+    protocol: Protocol,
+) -> Vec<SocketAddr> {
+    let candidates = candidates(config, key, service, name, protocol);
+    candidates.iter().filter(|one| one.endpoint.conditions.serving).map(|one| one.address).collect()
 }
 
 /// The svc string of a port, in the eyes of a node of this cluster.

@@ -13,6 +13,7 @@ use distributary_runtime::alarm;
 use distributary_runtime::backoff::Backoff;
 use tokio::sync::watch;
 
+use crate::conntrack::{self, Changes};
 use crate::kernel::{Kernel, KernelError};
 use crate::metrics::{Metrics, kube_proxy};
 use crate::plan::Family;
@@ -42,6 +43,10 @@ pub struct Reconciler<K> {
     rejected: BTreeMap<Arc<Key>, Rejected>,
     /// Of those that the node lacks something for: what they should be.
     lacking: Services,
+    /// Services that are given to nobody in `flows` yet, as not all of them is in the kernel.
+    unwritten: Services,
+    /// Who looks after what the rules once translated.
+    flows: Arc<conntrack::Mailbox>,
     metrics: Metrics,
     /// What is measured on its way to the kernel, until it is there.
     underway: Underway,
@@ -66,11 +71,19 @@ impl<K: Kernel> Reconciler<K> {
             programmed,
             rejected: BTreeMap::new(),
             lacking: Services::new(),
+            unwritten: Services::new(),
+            flows: Arc::default(),
             metrics,
             underway: Underway::default(),
             begun: false,
             events: 0,
         }
+    }
+
+    /// What is written is told there, after it was.
+    #[must_use]
+    pub fn followed_by(self, flows: Arc<conntrack::Mailbox>) -> Self {
+        Self { flows, ..self }
     }
 
     /// Goes on for ever; what it wrote stays when it is dropped.
@@ -114,6 +127,7 @@ impl<K: Kernel> Reconciler<K> {
                 }
             };
             let pass = self.program(&services, zone).await;
+            self.unwritten.extend(services.iter().map(|(key, service)| (key.clone(), service.clone())));
             retry_at = pass.failed.map(|failed| {
                 let delay = backoff.next_delay().max(Duration::from_millis(200));
                 let (error, retry_ms) = (failed.to_string(), delay.as_millis());
@@ -122,6 +136,7 @@ impl<K: Kernel> Reconciler<K> {
             });
             if retry_at.is_none() {
                 backoff.reset();
+                self.tell_flows(false);
                 if let Some((cursor, at)) = owed.take() {
                     self.done(cursor, at.elapsed(), services.len(), pass.chains);
                 }
@@ -169,6 +184,13 @@ impl<K: Kernel> Reconciler<K> {
         pass
     }
 
+    /// What is in the kernel now; `lost`: and was not for a while.
+    fn tell_flows(&mut self, lost: bool) {
+        let node = self.rulesets.iter().map(|ruleset| (ruleset.family(), ruleset.node().clone())).collect();
+        let services = std::mem::take(&mut self.unwritten);
+        self.flows.put(Changes { services, node, lost });
+    }
+
     fn done(&mut self, cursor: Option<Cursor>, took: Duration, services: usize, chains: usize) {
         if let Some(cursor) = cursor {
             self.metrics.revision.set(cursor.through.0.cast_signed());
@@ -214,6 +236,7 @@ impl<K: Kernel> Reconciler<K> {
 
     /// Looks whether the rules are still there, or (`whole`) what they should be, and writes what is not.
     async fn watch(&mut self, whole: bool) {
+        let mut lost = false;
         for ruleset in &mut self.rulesets {
             let family = ruleset.name();
             let outcome = if whole { ruleset.audit().await } else { ruleset.restore_if_lost().await };
@@ -228,6 +251,7 @@ impl<K: Kernel> Reconciler<K> {
                 continue;
             }
             let chains = outcome.chains;
+            lost = true;
             self.metrics.restored.inc();
             self.events += 1;
             tracing::warn!(
@@ -243,6 +267,9 @@ impl<K: Kernel> Reconciler<K> {
                 let old = programmed.events.len().saturating_sub(EVENTS);
                 programmed.events.drain(..old);
             });
+        }
+        if lost {
+            self.tell_flows(true);
         }
     }
 }
