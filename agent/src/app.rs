@@ -17,7 +17,7 @@ use crate::args::{RunArgs, check_servers};
 use crate::conntrack::table::Conntrack;
 use crate::conntrack::{self, Ledger, Worker};
 use crate::host;
-use crate::iptables::Family;
+use crate::iptables::{Family, Options};
 use crate::kernel::Kernel;
 use crate::kernel::tools::Tools;
 use crate::metrics::Metrics;
@@ -36,11 +36,12 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let config = args.config(&host::name())?;
     let RunArgs { rules, server, insecure, iptables_flavour, .. } = args;
     check_servers(&server, insecure)?;
+    let counters = nfacct::ensure();
     let mut rulesets = Vec::new();
     for family in families() {
         let mut tools = Tools::new(family, iptables_flavour.wanted());
         let flavour = tools.flavour().await?;
-        let options = config.options(rules.cluster(), flavour);
+        let options = Options { counters, ..config.options(rules.cluster(), flavour) };
         // Asks for the same rights as writing does, and touches nothing.
         tools.save().await?;
         let mut ruleset = Ruleset::new(family, tools, options);
@@ -65,7 +66,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let mailbox = Arc::new(Mailbox::default());
     let families: Vec<Family> = rulesets.iter().map(Ruleset::family).collect();
     registry.register_collector(Box::new(Waiting::new(mailbox.clone(), families.clone(), SystemTime::now())));
-    if nfacct::ensure() {
+    if counters {
         nfacct::register(&mut registry);
     }
     let passes = conntrack::metrics::Metrics::register(&mut registry, families.iter().copied());

@@ -249,9 +249,17 @@ pub const WATCHED: [&[&str]; 3] = [
 /// Text for `iptables-restore --noflush` that fails where the kernel cannot match packets that meet themselves by one
 /// rule, and leaves nothing behind: [`Hairpin::Bpf`] only where it succeeds.
 pub fn probe(family: Family) -> String {
+    probe_of(Match::Bpf(same_address(family)))
+}
+
+/// The same for rules that count in [`INVALID_COUNTER`].
+pub fn probe_counters() -> String {
+    probe_of(Match::Account(INVALID_COUNTER))
+}
+
+fn probe_of(one: Match) -> String {
     const SCRATCH: &str = "KUBE-SVC-0-PROBE";
-    let rule = Rule::to(Target::Return).with(Match::State("DNAT")).with(Match::Bpf(same_address(family)));
-    let chain = Chain::new(SCRATCH, [rule]);
+    let chain = Chain::new(SCRATCH, [Rule::to(Target::Return).with(Match::State("DNAT")).with(one)]);
     // In two sections, so that the rule is really in the kernel once.
     format!(
         "*nat\n:{SCRATCH} - [0:0]\n{}COMMIT\n*nat\n:{SCRATCH} - [0:0]\n-X {SCRATCH}\nCOMMIT\n",

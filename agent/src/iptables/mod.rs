@@ -41,7 +41,7 @@ use trie::EntryKey;
 pub use crate::plan::Family;
 pub use cleanup::{Scope, cleanup};
 pub use counts::Counts;
-pub use fixed::{INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, probe};
+pub use fixed::{INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, probe, probe_counters};
 pub use parse::{Dump, Table, parse};
 pub use text::Write;
 
@@ -207,6 +207,12 @@ impl Iptables {
             self.plan.touch_all();
             self.all = true;
         }
+    }
+
+    /// Rules count in the kernel's accounting objects, or not.
+    pub fn set_counters(&mut self, counters: bool) {
+        self.all |= self.options.counters != counters;
+        self.options.counters = counters;
     }
 
     /// How many chains a section has at most from now on: in a user namespace the kernel takes small ones only

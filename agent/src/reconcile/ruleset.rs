@@ -26,8 +26,10 @@ pub struct Ruleset<K> {
     services: usize,
     /// What `rules` takes the kernel to hold is what it holds.
     adopted: bool,
-    /// It is known how hairpin traffic is to be matched.
+    /// It is known how hairpin traffic is to be matched, and whether rules can count.
     probed: bool,
+    /// The kernel has the objects that rules may count in.
+    counts: bool,
     /// This process has brought the kernel to what it wanted at least once.
     settled: bool,
 }
@@ -67,7 +69,7 @@ pub struct Refused {
 impl<K: Kernel> Ruleset<K> {
     /// Of a family, whose kernel is not looked at yet.
     pub fn new(family: Family, kernel: K, options: Options) -> Self {
-        let section = options.section;
+        let (section, counts) = (options.section, options.counters);
         Self {
             name: family.as_str(),
             kernel,
@@ -78,6 +80,7 @@ impl<K: Kernel> Ruleset<K> {
             services: 0,
             adopted: false,
             probed: false,
+            counts,
             settled: false,
         }
     }
@@ -299,21 +302,35 @@ impl<K: Kernel> Ruleset<K> {
         if !self.probed {
             // Rules of ours that are there say what the last probe found.
             let ours = |line: &str| line.contains("--bytecode") && line.ends_with("-j KUBE-SVC-0-HAIRPIN");
-            let probe = match saved.lines().any(ours) {
-                true => Ok(()),
-                false => self.kernel.restore(&iptables::probe(self.family)).await,
-            };
-            let hairpin = match probe {
-                Ok(()) => Hairpin::Bpf,
-                Err(KernelError::Refused { .. }) => Hairpin::Trie,
-                Err(e) => return Err(e),
-            };
-            self.rules.set_hairpin(hairpin);
+            let takes = self.takes(&saved, ours, iptables::probe(self.family)).await?;
+            self.rules.set_hairpin(if takes { Hairpin::Bpf } else { Hairpin::Trie });
+            if self.counts {
+                let ours = |line: &str| line.contains(iptables::INVALID_COUNTER);
+                let takes = self.takes(&saved, ours, iptables::probe_counters()).await?;
+                self.rules.set_counters(takes);
+            }
             self.probed = true;
         }
         self.rules.adopt(&iptables::parse(&saved));
         self.adopted = true;
         Ok(())
+    }
+
+    /// Whether the kernel takes such rules: it holds one, or does not refuse the probe.
+    async fn takes(
+        &mut self,
+        saved: &str,
+        is_one: impl Fn(&str) -> bool,
+        probe: String,
+    ) -> Result<bool, KernelError> {
+        if saved.lines().any(is_one) {
+            return Ok(true);
+        }
+        match self.kernel.restore(&probe).await {
+            Ok(()) => Ok(true),
+            Err(KernelError::Refused { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
     }
 
     /// Writes the rules again if they are gone.
