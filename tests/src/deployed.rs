@@ -32,8 +32,16 @@ pub fn server(namespace: &Namespace, arguments: &[&str]) -> Result<Running> {
 /// When it cannot be started.
 pub fn agent(namespace: &Namespace, node: &str, arguments: &[&str]) -> Result<Running> {
     let cidrs = crate::topology::CLUSTER_CIDRS.join(",");
+    plain_agent(namespace, node, &[&["--cluster-cidr", &cidrs], arguments].concat())
+}
+
+/// Starts an agent in a namespace that knows of no pods' addresses, unless the arguments say them.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn plain_agent(namespace: &Namespace, node: &str, arguments: &[&str]) -> Result<Running> {
     let mut command = Command::new(binary("distributary-agent"));
-    command.args(["run", "--server", SERVER, "--node-name", node, "--cluster-cidr", &cidrs]);
+    command.args(["run", "--server", SERVER, "--node-name", node]);
     command.args(["--log", "info,distributary_agent=debug", "--log-format", "json"]);
     namespace.spawn("distributary-agent", command.args(arguments))
 }

@@ -4,6 +4,7 @@
 //! Everything is taken down when its owner is dropped. What is still there when the test process ends, in whatever way
 //! (a shared control plane, a test that was killed), is taken down by [`janitor`].
 
+pub mod api;
 pub mod controlplane;
 mod credentials;
 pub mod deployed;

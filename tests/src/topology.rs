@@ -157,6 +157,67 @@ impl Topology {
         Pod { name: "node".to_owned(), namespace: Arc::clone(&self.node), addresses: NODE }
     }
 
+    /// Gives the pod with that index further addresses, and a name to go with them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn also_pod(&self, index: usize, name: &str, addresses: Addresses) -> Result<Pod> {
+        let namespace = &self.pods.get(index).context("a pod of the node")?.namespace;
+        namespace.ip(&own_addresses(addresses, "eth0"))?;
+        let dev = format!("dev pod{index}");
+        self.node.ip(&[
+            format!("route add {}/32 {dev} src {}", addresses.v4, GATEWAY.v4),
+            format!("route add {}/128 {dev} src {}", addresses.v6, GATEWAY.v6),
+        ])?;
+        Ok(Pod { name: name.to_owned(), namespace: Arc::clone(namespace), addresses })
+    }
+
+    /// Another pod of the remote node.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn also_remote(&self, name: &str, addresses: Addresses) -> Result<Pod> {
+        self.remote.ip(&own_addresses(addresses, "lo"))?;
+        self.node.ip(&via(addresses, REMOTE))?;
+        Ok(Pod { name: name.to_owned(), namespace: Arc::clone(&self.remote), addresses })
+    }
+
+    /// Another client outside.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn also_outside(&self, name: &str, addresses: Addresses) -> Result<Pod> {
+        self.outside.ip(&own_addresses(addresses, "eth0"))?;
+        self.node.ip(&via(addresses, OUTSIDE))?;
+        Ok(Pod { name: name.to_owned(), namespace: Arc::clone(&self.outside), addresses })
+    }
+
+    /// Further addresses of the node, at one of its two uplinks (`eth0`, `eth1`) or its loopback.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn also_node(&self, name: &str, link: &str, addresses: Addresses) -> Result<Pod> {
+        self.node.ip(&own_addresses(addresses, link))?;
+        Ok(Pod { name: name.to_owned(), namespace: Arc::clone(&self.node), addresses })
+    }
+
+    /// Lets the pod with that index have whole networks: the node routes them to it, and it takes them for its own.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn own_networks(&self, index: usize, networks: &[&str]) -> Result<()> {
+        let pod = self.pods.get(index).context("a pod of the node")?;
+        for network in networks {
+            let (flag, gateway): (_, IpAddr) = match network.contains(':') {
+                true => ("-6", pod.addresses.v6.into()),
+                false => ("-4", pod.addresses.v4.into()),
+            };
+            pod.namespace.shell(&format!("ip {flag} route add local {network} dev lo"))?;
+            self.node.shell(&format!("ip {flag} route add {network} via {gateway} dev pod{index} onlink"))?;
+        }
+        Ok(())
+    }
+
     fn connect(&self) -> Result<()> {
         let others =
             [&self.outside, &self.remote].into_iter().chain(self.pods.iter().map(|pod| &pod.namespace));
@@ -216,6 +277,14 @@ impl Topology {
         }
         lines
     }
+}
+
+/// Routes of the node to single addresses behind one of the two at its uplinks.
+fn via(addresses: Addresses, next: Addresses) -> Vec<String> {
+    vec![
+        format!("route add {}/32 via {}", addresses.v4, next.v4),
+        format!("route add {}/128 via {}", addresses.v6, next.v6),
+    ]
 }
 
 /// A link of the node whose far end is `eth0` of that namespace.

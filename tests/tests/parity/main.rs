@@ -1,0 +1,90 @@
+//! The numbered assertions of kube-proxy's behaviour (docs/parity.md has them all), each a test of its own with real
+//! packets: what is expected of the agent is expected of the real kube-proxy by the same code.
+#![allow(missing_docs)]
+
+mod look;
+mod service;
+mod stage;
+mod sync;
+mod topology;
+
+mod affinity;
+mod cluster_ip;
+mod conditions;
+mod external;
+mod local;
+mod ranges;
+
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::{iter, thread};
+
+use stage::{Setup, Stage, Subject};
+
+/// A case, as both subjects are put to it.
+pub(crate) struct Case {
+    pub name: &'static str,
+    pub setup: &'static Setup,
+    pub run: fn(&Stage),
+}
+
+/// So many cases at once.
+const WORKERS: usize = 4;
+
+/// Puts kube-proxy to all cases of a module.
+pub(crate) fn kube_proxy_agrees(cases: &[Case]) {
+    let disagrees = |case: &&Case| {
+        let run = || (case.run)(&Stage::of(Subject::KubeProxy, case.setup));
+        panic::catch_unwind(AssertUnwindSafe(run)).is_err()
+    };
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mine = iter::from_fn(|| cases.get(next.fetch_add(1, Ordering::Relaxed)));
+        mine.filter(disagrees).map(|case| case.name).collect::<Vec<_>>()
+    };
+    let wrong: Vec<&str> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
+        workers.into_iter().flat_map(|worker| worker.join().expect("panics are caught")).collect()
+    });
+    assert!(wrong.is_empty(), "kube-proxy disagrees with {wrong:?}");
+}
+
+/// Makes a test of every function, with the agent as its subject, and one for all of them with kube-proxy. Those in
+/// `only kube_proxy` are what the agent is still to come up to: docs/parity.md says what it lacks.
+#[macro_export]
+macro_rules! cases {
+    (
+        $(fn $name:ident($stage:ident: $setup:expr) $body:block)*
+        $(only kube_proxy { $(fn $later:ident($on:ident: $like:expr) $does:block)* })?
+    ) => {
+        $(
+            #[test]
+            fn $name() {
+                static SETUP: $crate::stage::Setup = $setup;
+                run::$name(&$crate::stage::Stage::of($crate::stage::Subject::Agent, &SETUP));
+            }
+        )*
+
+        /// The same functions, for either subject.
+        mod run {
+            #[allow(unused_imports)]
+            use super::*;
+            $(pub(super) fn $name($stage: &$crate::stage::Stage) $body)*
+            $($(pub(super) fn $later($on: &$crate::stage::Stage) $does)*)?
+        }
+
+        #[test]
+        fn kube_proxy_agrees() {
+            $crate::kube_proxy_agrees(&[
+                $({
+                    static SETUP: $crate::stage::Setup = $setup;
+                    $crate::Case { name: stringify!($name), setup: &SETUP, run: run::$name }
+                },)*
+                $($({
+                    static SETUP: $crate::stage::Setup = $like;
+                    $crate::Case { name: stringify!($later), setup: &SETUP, run: run::$later }
+                },)*)?
+            ]);
+        }
+    };
+}
