@@ -204,7 +204,8 @@ impl Match {
                 recent(out, *family, what);
             }
             Self::Remember(list, family) => recent(out, *family, format_args!("--set --name {list}")),
-            Self::Account(object) => word(out, "-m nfacct --nfacct-name ", object),
+            // The tools print two spaces.
+            Self::Account(object) => word(out, "-m nfacct --nfacct-name  ", object),
         }
     }
 }
