@@ -1,5 +1,6 @@
 //! Wiring: from the command line to running tasks.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
@@ -13,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{RunArgs, check_servers};
+use crate::args::{RunArgs, check_servers, load};
 use crate::conntrack::table::Conntrack;
 use crate::conntrack::{self, Ledger, Worker};
 use crate::host;
@@ -34,6 +35,12 @@ use crate::sync::mailbox::Mailbox;
 /// When the arguments are refused, the node cannot be programmed at all, or a part ends by itself.
 pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
     let config = args.config(&host::name())?;
+    if let Some(path) = &args.write_config_to {
+        return load::write(&config, path);
+    }
+    for net in config.loopback_in_vain() {
+        tracing::error!(%net, "--nodeport-addresses has a loopback network where node ports are not answered");
+    }
     let RunArgs { rules, server, insecure, iptables_flavour, .. } = args;
     check_servers(&server, insecure)?;
     let counters = nfacct::ensure();
@@ -44,8 +51,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         let options = Options { counters, ..config.options(rules.cluster(), flavour) };
         // Asks for the same rights as writing does, and touches nothing.
         tools.save().await?;
-        let mut ruleset = Ruleset::new(family, tools, options);
-        ruleset.set_node(config.node_state(family));
+        let ruleset = Ruleset::new(family, tools, options);
         tracing::info!(family = ruleset.name(), flavour = ?flavour, "will be programmed");
         rulesets.push(ruleset);
     }
@@ -91,7 +97,15 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     }
     tasks.spawn("stream", client.run());
     tasks.spawn("conntrack", Worker::new(ledgers, Conntrack, passes).run(flows.clone()));
-    let reconciler = Reconciler::new(rulesets, programmed, metrics).followed_by(flows);
+    let (addresses, listed) = watch::channel(BTreeSet::new());
+    if config.needs_addresses() {
+        addresses.send_replace(host::addresses::list().await?);
+        tasks.spawn("addresses", host::addresses::follow(addresses));
+    }
+    if let Some(path) = rules.config.clone() {
+        tasks.spawn("configuration", load::until_changed(path));
+    }
+    let reconciler = Reconciler::new(&config, rulesets, listed, programmed, metrics).followed_by(flows);
     tasks.spawn("reconcile", reconciler.run(mailbox));
     tasks.supervise(&shutdown).await
 }

@@ -20,6 +20,7 @@ pub mod kernel;
 pub mod metrics;
 pub mod netlink;
 pub mod nfacct;
+pub mod node;
 pub mod plan;
 pub mod reconcile;
 pub mod render;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use distributary_cluster::{Cluster, Manifests, manifest};
-use distributary_model::{Key, Name, Service};
+use distributary_model::{Key, Name, NodeView, Service};
 use distributary_runtime::files;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use crate::args::{RenderArgs, check_servers};
 use crate::host;
 use crate::iptables::{Family, Flavour, Iptables};
 use crate::metrics::Metrics;
-use crate::plan::NodeState;
+use crate::node::Facts;
 use crate::sync::client::Client;
 use crate::sync::mailbox::Mailbox;
 
@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What a node would know.
 struct Known {
     services: Vec<(Arc<Key>, Arc<Service>)>,
-    zone: Name,
+    node: Option<NodeView>,
 }
 
 /// Prints the rules, as text for `iptables-restore --noflush` and `ip6tables-restore --noflush`.
@@ -44,9 +44,13 @@ pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
         }
         (None, None) => bail!("neither --manifests nor --server is given"),
     };
+    let mut facts = Facts::new(config.clone());
+    // Its interfaces may be another machine's.
+    facts.set_addresses(known.node.iter().flat_map(|node| &node.addresses).copied().collect());
+    facts.set_node(known.node);
     for family in [Family::V4, Family::V6] {
         let mut iptables = Iptables::new(family, config.options(rules.cluster(), Flavour::Nft));
-        iptables.set_node(NodeState { zone: known.zone.clone(), ..config.node_state(family) });
+        iptables.set_node(facts.state(family)?);
         for (key, service) in &known.services {
             iptables.set(key, Some(service.clone()));
         }
@@ -77,7 +81,7 @@ fn from_manifests(path: &std::path::Path, cluster: Name, node: &str) -> anyhow::
         .iter()
         .filter_map(|(key, held)| Some((key.clone(), held.record.as_service()?.clone())))
         .collect();
-    Ok(Known { services, zone: state.node(node).map(|node| node.zone.clone()).unwrap_or_default() })
+    Ok(Known { services, node: state.node(node).cloned() })
 }
 
 async fn from_server(server: String, cluster: Name, node: Name) -> anyhow::Result<Known> {
@@ -92,6 +96,5 @@ async fn from_server(server: String, cluster: Name, node: Name) -> anyhow::Resul
         })?,
     };
     let services = batch.services.into_iter().filter_map(|(key, service)| Some((key, service?))).collect();
-    let zone = batch.node.flatten().map(|node| node.zone).unwrap_or_default();
-    Ok(Known { services, zone })
+    Ok(Known { services, node: batch.node.flatten() })
 }

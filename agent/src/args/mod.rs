@@ -1,5 +1,6 @@
 //! The command line. Names and defaults are kube-proxy's wherever the thing is the same.
 
+pub mod load;
 mod proxy;
 
 use std::path::PathBuf;
@@ -11,8 +12,8 @@ use clap::ValueEnum;
 use distributary_model::Name;
 use distributary_runtime::log::LogArgs;
 
+use crate::config::duration;
 use crate::config::value::switch;
-use crate::config::{Config, Names, duration};
 use crate::iptables::Flavour;
 
 pub use proxy::{HostArgs, RuleArgs};
@@ -54,7 +55,7 @@ pub struct RunArgs {
         long,
         env = "DISTRIBUTARY_SERVER",
         value_delimiter = ',',
-        required_unless_present = "init_only",
+        required_unless_present_any = ["init_only", "write_config_to"],
         value_name = "HOST:PORT[,HOST:PORT]"
     )]
     pub server: Vec<String>,
@@ -72,6 +73,9 @@ pub struct RunArgs {
     #[arg(long, env = "DISTRIBUTARY_INIT_ONLY", action = Set, value_parser = switch,
         default_value = "false", default_missing_value = "true", num_args = 0..=1, require_equals = true)]
     pub init_only: bool,
+    /// Write what the flags, or --config, come to into a file that --config reads, and end
+    #[arg(long, env = "DISTRIBUTARY_WRITE_CONFIG_TO", value_name = "FILE")]
+    pub write_config_to: Option<PathBuf>,
 }
 
 /// `render`
@@ -132,24 +136,6 @@ impl RuleArgs {
     pub fn cluster(&self) -> Name {
         self.cluster_id.as_str().into()
     }
-
-    /// What they come to, on a host of that name.
-    ///
-    /// # Errors
-    /// When they contradict each other: one clear line.
-    pub fn config(&self, hostname: &str) -> anyhow::Result<Config> {
-        Ok(self.draft().check(Names::Flags, hostname)?)
-    }
-}
-
-impl RunArgs {
-    /// What they come to, on a host of that name.
-    ///
-    /// # Errors
-    /// When they contradict each other: one clear line.
-    pub fn config(&self, hostname: &str) -> anyhow::Result<Config> {
-        Ok(self.host.draft(self.rules.draft()).check(Names::Flags, hostname)?)
-    }
 }
 
 /// Refuses to talk in the clear beyond this machine unless told to.
@@ -179,7 +165,7 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-    use crate::config::{DetectLocal, Draft, NodePortAddresses};
+    use crate::config::{Config, DetectLocal, Draft, Names, NodePortAddresses};
 
     #[test]
     fn servers_are_checked_before_anything_is_touched() {

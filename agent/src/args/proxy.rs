@@ -1,6 +1,7 @@
 //! kube-proxy's flags, under kube-proxy's names.
 
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ArgAction::Set;
@@ -17,6 +18,9 @@ pub struct RuleArgs {
     /// Id of the cluster, as the server's
     #[arg(long, env = "DISTRIBUTARY_CLUSTER_ID", default_value = "default")]
     pub cluster_id: String,
+    /// A KubeProxyConfiguration, in YAML or JSON; it goes before kube-proxy's flags, but for the node's name
+    #[arg(long, env = "DISTRIBUTARY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// How traffic of pods is told from the rest
     #[arg(long, env = "DISTRIBUTARY_DETECT_LOCAL_MODE", value_enum, default_value_t)]
     pub detect_local_mode: DetectLocalMode,

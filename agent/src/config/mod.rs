@@ -4,6 +4,9 @@
 
 mod draft;
 pub mod duration;
+pub mod file;
+mod tree;
+mod v1alpha1;
 pub mod value;
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +16,6 @@ use distributary_model::Name;
 use ipnet::IpNet;
 
 use crate::iptables::{Flavour, Options};
-use crate::plan::{Detector, Family, NodeState};
 
 pub use draft::{DetectLocalMode, Draft, Invalid, Names};
 
@@ -102,20 +104,6 @@ impl Config {
         options.masquerade_bit = self.masquerade_bit;
         options.be_liberal = self.conntrack.tcp_be_liberal;
         options
-    }
-
-    /// What a family's rules depend on of a node of which nothing else is known.
-    pub fn node_state(&self, family: Family) -> NodeState {
-        let of_family = |net: &&IpNet| family == Family::of(&net.addr());
-        let detector = match &self.detect_local {
-            DetectLocal::ClusterCidr => {
-                self.cluster_cidr.iter().find(of_family).map(|net| Detector::ClusterCidr(*net))
-            }
-            DetectLocal::NodeCidr => None,
-            DetectLocal::Bridge(name) => Some(Detector::Bridge(name.clone())),
-            DetectLocal::Prefix(prefix) => Some(Detector::Prefix(prefix.clone())),
-        };
-        NodeState { detector, ..NodeState::default() }
     }
 }
 

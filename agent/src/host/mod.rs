@@ -1,5 +1,7 @@
 //! The machine that the agent runs on, beside its packet filter.
 
+pub mod addresses;
+
 /// What the machine is called; empty where that cannot be read.
 pub fn name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

@@ -1,27 +1,33 @@
 //! The only writer of the kernel: takes what waits, programs it in every family, says what came of it, and looks
 //! after the rules when nothing waits.
 
+mod knowledge;
 mod ruleset;
 mod suspect;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use distributary_model::{Cursor, Hash, Key, Name, Record, Service, hash};
+use distributary_model::{Cursor, Hash, Key, Record, Service, hash};
 use distributary_runtime::alarm;
 use distributary_runtime::backoff::Backoff;
 use tokio::sync::watch;
 
+use crate::config::Config;
 use crate::conntrack::{self, Changes};
 use crate::kernel::{Kernel, KernelError};
 use crate::metrics::{Metrics, kube_proxy};
+use crate::node::Facts;
 use crate::plan::Family;
-use crate::plan::NodeState;
 use crate::sync::ack::{Event, Programmed, Rejected};
 use crate::sync::mailbox::Mailbox;
+use crate::sync::session::Batch;
 use crate::sync::underway::{Arrived, Underway};
+use knowledge::{Knowledge, Told};
 
+pub use knowledge::NodeStates;
 pub use ruleset::{Outcome, Refused, Ruleset};
 
 /// How often it is looked whether the rules are still there.
@@ -50,6 +56,15 @@ pub struct Reconciler<K> {
     metrics: Metrics,
     /// What is measured on its way to the kernel, until it is there.
     underway: Underway,
+    knowledge: Knowledge,
+    /// The addresses of the interfaces, where rules depend on them.
+    addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    /// What waits until enough of the node is known.
+    held: Services,
+    /// The longest wait before what failed is tried again.
+    sync_period: Duration,
+    /// The shortest time between two passes.
+    min_sync_period: Duration,
     /// Something was given to program: before that, nothing is written.
     begun: bool,
     events: u64,
@@ -65,8 +80,21 @@ struct Pass {
 
 impl<K: Kernel> Reconciler<K> {
     /// For the families of a node, one ruleset each.
-    pub fn new(rulesets: Vec<Ruleset<K>>, programmed: watch::Sender<Programmed>, metrics: Metrics) -> Self {
+    pub fn new(
+        config: &Config,
+        rulesets: Vec<Ruleset<K>>,
+        addresses: watch::Receiver<BTreeSet<IpAddr>>,
+        programmed: watch::Sender<Programmed>,
+        metrics: Metrics,
+    ) -> Self {
+        let mut facts = Facts::new(config.clone());
+        facts.set_addresses(addresses.borrow().clone());
         Self {
+            knowledge: Knowledge::new(facts),
+            addresses,
+            held: Services::new(),
+            sync_period: config.sync_period,
+            min_sync_period: config.min_sync_period,
             rulesets,
             programmed,
             rejected: BTreeMap::new(),
@@ -86,12 +114,17 @@ impl<K: Kernel> Reconciler<K> {
         Self { flows, ..self }
     }
 
+    /// What the rules were told of the node; empty before they know enough of it to be written.
+    pub fn node(&self) -> watch::Receiver<NodeStates> {
+        self.knowledge.told()
+    }
+
     /// Goes on for ever; what it wrote stays when it is dropped.
     ///
     /// # Errors
     /// Never: what the kernel does not take now is tried again.
     pub async fn run(mut self, mailbox: Arc<Mailbox>) -> anyhow::Result<()> {
-        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(30));
+        let mut backoff = Backoff::new(Duration::from_secs(1), self.sync_period);
         let soon = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         let mut watching = soon(WATCH_PERIOD);
         watching.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -99,19 +132,36 @@ impl<K: Kernel> Reconciler<K> {
         auditing.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // What the last pass could not write, and since when it waits.
         let mut owed: Option<(Option<Cursor>, Instant)> = None;
-        let mut retry_at = None;
+        let (mut retry_at, mut not_before) = (None, None);
         loop {
-            let (services, zone) = tokio::select! {
-                (batch, at) = mailbox.take() => {
+            let services = tokio::select! {
+                (batch, at) = paced(&mailbox, not_before) => {
                     self.begun = true;
                     owed = Some((batch.cursor.or(owed.and_then(|(cursor, _)| cursor)), owed.map_or(at, |(_, at)| at)));
                     batch.gone().for_each(|key| self.underway.forget(key));
                     self.underway.merge(batch.underway);
-                    // A Node that is gone is kept as it was last seen (spec/kube-proxy.md §1.6).
-                    let zone = batch.node.flatten().map(|node| node.zone);
-                    (batch.services, zone)
+                    self.held.extend(batch.services);
+                    self.knowledge.node(batch.node.flatten());
+                    if self.tell() == Told::NotEnough {
+                        continue;
+                    }
+                    std::mem::take(&mut self.held)
                 }
-                () = alarm::at(retry_at) => (Services::new(), None),
+                Ok(()) = self.addresses.changed() => {
+                    let addresses = self.addresses.borrow_and_update().clone();
+                    self.knowledge.addresses(addresses);
+                    if !self.begun || self.tell() != Told::News {
+                        continue;
+                    }
+                    let now = self.programmed.borrow().cursor;
+                    owed = owed.or(Some((now, Instant::now())));
+                    std::mem::take(&mut self.held)
+                }
+                () = alarm::at(self.knowledge.next_complaint()) => {
+                    self.knowledge.complain(now());
+                    continue;
+                }
+                () = alarm::at(retry_at) => Services::new(),
                 _ = watching.tick(), if self.begun && owed.is_none() => {
                     self.watch(false).await;
                     continue;
@@ -123,16 +173,18 @@ impl<K: Kernel> Reconciler<K> {
                     if owed.is_none() {
                         continue;
                     }
-                    (std::mem::take(&mut self.lacking), None)
+                    std::mem::take(&mut self.lacking)
                 }
             };
-            let pass = self.program(&services, zone).await;
+            let pass = self.program(&services).await;
             self.unwritten.extend(services.iter().map(|(key, service)| (key.clone(), service.clone())));
+            not_before =
+                Some(self.min_sync_period).filter(|pause| !pause.is_zero()).map(|pause| now() + pause);
             retry_at = pass.failed.map(|failed| {
                 let delay = backoff.next_delay().max(Duration::from_millis(200));
                 let (error, retry_ms) = (failed.to_string(), delay.as_millis());
                 tracing::warn!(error, retry_ms, "the kernel was not written; what it holds stays");
-                tokio::time::Instant::now().into_std() + delay
+                now() + delay
             });
             if retry_at.is_none() {
                 backoff.reset();
@@ -144,12 +196,12 @@ impl<K: Kernel> Reconciler<K> {
         }
     }
 
+    fn tell(&mut self) -> Told {
+        self.knowledge.tell(&mut self.rulesets, now())
+    }
+
     /// Programs a batch in all families.
-    async fn program(&mut self, services: &Services, zone: Option<Name>) -> Pass {
-        for ruleset in self.rulesets.iter_mut().filter(|_| zone.is_some()) {
-            let zone = zone.clone().unwrap_or_default();
-            ruleset.set_node(NodeState { zone, ..ruleset.node().clone() });
-        }
+    async fn program(&mut self, services: &Services) -> Pass {
         for key in services.keys() {
             self.rejected.remove(key);
             self.lacking.remove(key);
@@ -281,6 +333,19 @@ fn count_pass(metrics: &Metrics, family: Family, outcome: &Outcome) {
     let (full, took, failures, succeeded) = (*full, *took, *failures, failed.is_none());
     let pass = kube_proxy::Pass { full, took, failures, succeeded };
     metrics.kube_proxy.pass(family, pass, SystemTime::now());
+}
+
+/// What waits, but not before that moment.
+async fn paced(mailbox: &Mailbox, not_before: Option<Instant>) -> (Batch, Instant) {
+    if not_before.is_some() {
+        alarm::at(not_before).await;
+    }
+    mailbox.take().await
+}
+
+/// As tests may set it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }
 
 #[cfg(test)]

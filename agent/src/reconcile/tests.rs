@@ -9,9 +9,12 @@ use distributary_model::{Ages, Epoch, Protocol, Revision};
 use prometheus_client::registry::Registry;
 
 use super::*;
+use crate::config::{Draft, Names};
 use crate::iptables::fake::Fake;
 use crate::iptables::{Family, Options};
 use crate::sync::session::Batch;
+
+mod node;
 
 /// Shared with the test, so that it can look and meddle.
 #[derive(Clone, Debug)]
@@ -121,12 +124,20 @@ struct World {
 impl World {
     /// Starts a reconciler on a kernel.
     fn start(kernel: TestKernel) -> Self {
+        let (_, addresses) = watch::channel(BTreeSet::new());
+        Self::told(kernel, Draft::default(), addresses)
+    }
+
+    /// The same, told how to program the node, and its addresses.
+    fn told(kernel: TestKernel, draft: Draft, addresses: watch::Receiver<BTreeSet<IpAddr>>) -> Self {
         let (programmed, seen) = watch::channel(Programmed::default());
         let ruleset = Ruleset::new(Family::V4, kernel.clone(), Options::new(t::CLUSTER, "n1"));
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let mailbox = Arc::new(Mailbox::default());
-        tokio::spawn(Reconciler::new(vec![ruleset], programmed, metrics).run(mailbox.clone()));
+        let config = draft.check(Names::Flags, "n1").unwrap();
+        let reconciler = Reconciler::new(&config, vec![ruleset], addresses, programmed, metrics);
+        tokio::spawn(reconciler.run(mailbox.clone()));
         Self { kernel, mailbox, programmed: seen, registry, revision: 0 }
     }
 

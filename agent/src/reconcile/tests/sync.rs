@@ -110,7 +110,10 @@ async fn a108_what_changes_in_one_family_does_not_write_the_other() {
     let (told, mut programmed) = watch::channel(Programmed::default());
     let mailbox = Arc::new(Mailbox::default());
     let metrics = Metrics::register(&mut Registry::default());
-    tokio::spawn(Reconciler::new(vec![v4, v6], told, metrics).run(mailbox.clone()));
+    let config = Draft::default().check(Names::Flags, "n1").unwrap();
+    let (_, addresses) = watch::channel(BTreeSet::new());
+    let reconciler = Reconciler::new(&config, vec![v4, v6], addresses, told, metrics);
+    tokio::spawn(reconciler.run(mailbox.clone()));
     let both = |endpoint: &str| {
         t::service(&["10.96.0.1", "fd96::1"])
             .port("http", Protocol::Tcp, 80, 0)
