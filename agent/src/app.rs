@@ -1,11 +1,10 @@
 //! Wiring: from the command line to running tasks.
 
 use std::collections::BTreeSet;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use distributary_runtime::admin::{self, SharedRegistry};
 use distributary_runtime::ready::{Pending, Ready};
 use distributary_runtime::tasks::Tasks;
@@ -15,12 +14,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{RunArgs, check_servers, load};
+use crate::config::Config;
 use crate::conntrack::table::Conntrack;
 use crate::conntrack::{self, Ledger, Worker};
 use crate::host;
-use crate::iptables::{Family, Options};
+use crate::host::families::{Programmable, programmable};
+use crate::iptables::{self, Family, Flavour, Options};
 use crate::kernel::Kernel;
-use crate::kernel::tools::Tools;
 use crate::metrics::Metrics;
 use crate::metrics::kube_proxy::Waiting;
 use crate::nfacct;
@@ -41,22 +41,25 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     for net in config.loopback_in_vain() {
         tracing::error!(%net, "--nodeport-addresses has a loopback network where node ports are not answered");
     }
-    let RunArgs { rules, server, insecure, iptables_flavour, .. } = args;
+    let RunArgs { rules, server, insecure, iptables_flavour, init_only, .. } = args;
     check_servers(&server, insecure)?;
-    let counters = nfacct::ensure();
+    if init_only {
+        return prepare(&config, iptables_flavour.wanted()).await;
+    }
+    // A node without rules is worse off than one with these as they are.
+    for e in host::sysctl::conntrack(&config.conntrack) {
+        tracing::error!(error = format!("{e:#}"), "connection tracking stays as it is");
+    }
+    if let Err(e) = host::sysctl::oom_score(config.oom_score_adj) {
+        tracing::warn!(error = format!("{e:#}"), "the OOM score stays as it is");
+    }
+    let (counters, be_liberal) = (nfacct::ensure(), host::sysctl::is_liberal());
     let mut rulesets = Vec::new();
-    for family in families() {
-        let mut tools = Tools::new(family, iptables_flavour.wanted());
-        let flavour = tools.flavour().await?;
-        let options = Options { counters, ..config.options(rules.cluster(), flavour) };
-        // Asks for the same rights as writing does, and touches nothing.
-        tools.save().await?;
+    for Programmable { family, tools, flavour } in programmable(iptables_flavour.wanted()).await? {
+        let options = Options { counters, be_liberal, ..config.options(rules.cluster(), flavour) };
         let ruleset = Ruleset::new(family, tools, options);
         tracing::info!(family = ruleset.name(), flavour = ?flavour, "will be programmed");
         rulesets.push(ruleset);
-    }
-    if rulesets.is_empty() {
-        bail!("this host has neither IPv4 nor IPv6");
     }
     let admin = match config.metrics {
         None => None,
@@ -91,6 +94,9 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     );
 
     let mut tasks = Tasks::default();
+    if config.routes_localnet() {
+        tasks.spawn("localnet", route_localnet(seen.clone()));
+    }
     tasks.spawn("ready", when_programmed(seen, ready.hold("the first write to the kernel")));
     if let Some(admin) = admin {
         tasks.spawn("admin", admin::serve(admin, ready, registry, axum::Router::new(), shutdown.clone()));
@@ -110,15 +116,36 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     tasks.supervise(&shutdown).await
 }
 
+/// Does what needs more rights than rules do: the rule that keeps others off the loopback network comes before the
+/// kernel routes packets to it.
+async fn prepare(config: &Config, flavour: Option<Flavour>) -> anyhow::Result<()> {
+    if let Some(e) = host::sysctl::conntrack(&config.conntrack).into_iter().next() {
+        return Err(e);
+    }
+    nfacct::ensure();
+    for mut one in programmable(flavour).await? {
+        if one.family == Family::V4 && config.routes_localnet() {
+            let saved = one.tools.save().await?;
+            if let Some(text) = iptables::localnet_first(&iptables::parse(&saved)) {
+                one.tools.restore(&text).await?;
+            }
+            host::sysctl::route_localnet()?;
+        }
+    }
+    Ok(())
+}
+
+/// Once the rule that keeps others off is in the kernel.
+async fn route_localnet(mut seen: watch::Receiver<Programmed>) -> anyhow::Result<()> {
+    seen.wait_for(|programmed| programmed.cursor.is_some()).await.context("the reconciler is gone")?;
+    if let Err(e) = host::sysctl::route_localnet() {
+        tracing::error!(error = format!("{e:#}"), "node ports are not answered at the loopback address");
+    }
+    std::future::pending().await
+}
+
 async fn when_programmed(mut seen: watch::Receiver<Programmed>, ready: Pending) -> anyhow::Result<()> {
     seen.wait_for(|programmed| programmed.cursor.is_some()).await.context("the reconciler is gone")?;
     drop(ready);
     std::future::pending().await
-}
-
-/// The families that the host has.
-fn families() -> impl Iterator<Item = Family> {
-    let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
-    let v6 = Path::new("/proc/net/if_inet6").exists() && !disabled.is_ok_and(|value| value.trim() == "1");
-    [Some(Family::V4), v6.then_some(Family::V6)].into_iter().flatten()
 }

@@ -43,6 +43,8 @@ pub fn plain_agent(namespace: &Namespace, node: &str, arguments: &[&str]) -> Res
     let mut command = Command::new(binary("distributary-agent"));
     command.args(["run", "--server", SERVER, "--node-name", node]);
     command.args(["--log", "info,distributary_agent=debug", "--log-format", "json"]);
+    // The number of connections is the whole machine's, not the namespace's.
+    command.args(["--conntrack-max-per-core", "0"]);
     namespace.spawn("distributary-agent", command.args(arguments))
 }
 

@@ -1,6 +1,8 @@
 //! The machine that the agent runs on, beside its packet filter.
 
 pub mod addresses;
+pub mod families;
+pub mod sysctl;
 
 /// What the machine is called; empty where that cannot be read.
 pub fn name() -> String {

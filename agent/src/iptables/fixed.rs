@@ -111,6 +111,20 @@ pub(crate) fn lacking(family: Family, kernel: &Dump<'_>) -> Vec<Addition> {
     lacking
 }
 
+/// Text for `iptables-restore --noflush` that adds what keeps others off the loopback network, before packets to it are
+/// routed; `None` where it is there.
+pub fn localnet_first(kernel: &Dump<'_>) -> Option<String> {
+    let missing: Vec<Addition> =
+        lacking(Family::V4, kernel).into_iter().filter(|addition| addition.localnet).collect();
+    let mut text = String::from("*filter\n");
+    for name in missing.iter().filter_map(|addition| addition.declares) {
+        text.extend([":", name, " - [0:0]\n"]);
+    }
+    missing.iter().for_each(|addition| text.extend([&addition.line, "\n"]));
+    text.push_str("COMMIT\n");
+    (!missing.is_empty()).then_some(text)
+}
+
 /// Nobody else reaches the loopback network by the way that node ports need (§3.5). Equal to kubelet's, byte for byte.
 fn localnet() -> Rule {
     Rule {

@@ -41,7 +41,7 @@ use trie::EntryKey;
 pub use crate::plan::Family;
 pub use cleanup::{Scope, cleanup};
 pub use counts::Counts;
-pub use fixed::{INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, probe, probe_counters};
+pub use fixed::{INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, localnet_first, probe, probe_counters};
 pub use parse::{Dump, Table, parse};
 pub use text::Write;
 

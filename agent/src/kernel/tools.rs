@@ -45,6 +45,11 @@ impl Tools {
         Ok(if version.contains("legacy") { Flavour::Legacy } else { Flavour::Nft })
     }
 
+    /// Whether the mangle table has such a chain.
+    pub async fn has_mangle_chain(&self, chain: &str) -> bool {
+        self.run(&self.name, &["-w", "5", "-t", "mangle", "-S", chain], None).await.is_ok()
+    }
+
     async fn run(&self, program: &str, args: &[&str], input: Option<&str>) -> Result<String, KernelError> {
         let exec = |source| KernelError::Exec { program: program.to_owned(), source };
         let mut child = Command::new(program)
