@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use prometheus_client::encoding::text::encode;
@@ -12,7 +12,12 @@ use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::exposition::{self, OPEN_METRICS, PLAIN};
+use crate::http::Http;
 use crate::ready::Ready;
+
+/// A scraper, probes and somebody who looks.
+const CONNECTIONS: usize = 64;
 
 /// Metrics, as they are scraped.
 pub type SharedRegistry = Arc<Mutex<Registry>>;
@@ -20,7 +25,7 @@ pub type SharedRegistry = Arc<Mutex<Registry>>;
 /// Serves the admin port until shutdown.
 ///
 /// # Errors
-/// When the listener fails.
+/// Never.
 pub async fn serve(
     listener: TcpListener,
     ready: Ready,
@@ -33,7 +38,7 @@ pub async fn serve(
         .route("/readyz", get(readyz).with_state(ready))
         .route("/metrics", get(metrics).with_state(registry))
         .merge(more);
-    axum::serve(listener, router).with_graceful_shutdown(shutdown.cancelled_owned()).await?;
+    Http::new(CONNECTIONS).serve(&listener, router, &shutdown).await;
     Ok(())
 }
 
@@ -45,13 +50,14 @@ async fn readyz(State(ready): State<Ready>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics(State(registry): State<SharedRegistry>) -> impl IntoResponse {
+async fn metrics(State(registry): State<SharedRegistry>, headers: HeaderMap) -> impl IntoResponse {
     let mut text = String::new();
-    match encode(&mut text, &registry.lock().unwrap_or_else(PoisonError::into_inner)) {
-        Ok(()) => {
-            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-            ([(header::CONTENT_TYPE, kind)], text).into_response()
-        }
-        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    if encode(&mut text, &registry.lock().unwrap_or_else(PoisonError::into_inner)).is_err() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
+    let accepted = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    match accepted.into_iter().any(|value| value.contains("application/openmetrics-text")) {
+        true => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
+        false => ([(header::CONTENT_TYPE, PLAIN)], exposition::plain(&text)).into_response(),
     }
 }

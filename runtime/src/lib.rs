@@ -5,7 +5,9 @@
 pub mod admin;
 pub mod alarm;
 pub mod backoff;
+pub mod exposition;
 pub mod files;
+pub mod http;
 pub mod log;
 pub mod ready;
 pub mod shutdown;
