@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
 
 use anyhow::Context;
 use distributary_runtime::admin::{self, SharedRegistry};
+use distributary_runtime::process::Process;
 use distributary_runtime::ready::{Pending, Ready};
 use distributary_runtime::tasks::Tasks;
+use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -17,6 +18,9 @@ use crate::args::{RunArgs, check_servers, load};
 use crate::config::Config;
 use crate::conntrack::table::Conntrack;
 use crate::conntrack::{self, Ledger, Worker};
+use crate::debug::{self, Told};
+use crate::health::ports::Ports;
+use crate::health::{Health, Settings, server};
 use crate::host;
 use crate::host::families::{Programmable, programmable};
 use crate::iptables::{self, Family, Flavour, Options};
@@ -29,11 +33,15 @@ use crate::sync::Programmed;
 use crate::sync::client::Client;
 use crate::sync::mailbox::Mailbox;
 
-/// Follows a server and programs the node until shutdown. The rules stay.
+/// Follows a server and programs the node until shutdown. The rules stay. `flags` is what people are shown of `args`.
 ///
 /// # Errors
 /// When the arguments are refused, the node cannot be programmed at all, or a part ends by itself.
-pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    args: RunArgs,
+    flags: Arc<[(String, String)]>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
     let config = args.config(&host::name())?;
     if let Some(path) = &args.write_config_to {
         return load::write(&config, path);
@@ -41,7 +49,7 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     for net in config.loopback_in_vain() {
         tracing::error!(%net, "--nodeport-addresses has a loopback network where node ports are not answered");
     }
-    let RunArgs { rules, server, insecure, iptables_flavour, init_only, .. } = args;
+    let RunArgs { rules, server, insecure, iptables_flavour, init_only, unhealthy_after_stale, .. } = args;
     check_servers(&server, insecure)?;
     if init_only {
         return prepare(&config, iptables_flavour.wanted()).await;
@@ -70,11 +78,13 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
         ),
     };
 
+    let started = Timestamp::now();
     let mut registry = Registry::default();
+    registry.register_collector(Box::new(Process::new()));
     let metrics = Metrics::register(&mut registry);
     let mailbox = Arc::new(Mailbox::default());
     let families: Vec<Family> = rulesets.iter().map(Ruleset::family).collect();
-    registry.register_collector(Box::new(Waiting::new(mailbox.clone(), families.clone(), SystemTime::now())));
+    registry.register_collector(Box::new(Waiting::new(mailbox.clone(), families.clone(), started.into())));
     if counters {
         nfacct::register(&mut registry);
     }
@@ -82,6 +92,14 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     let ledgers = families.iter().map(|&family| Ledger::new(family, rules.cluster())).collect();
     let flows = Arc::new(conntrack::Mailbox::default());
     let registry: SharedRegistry = Arc::new(Mutex::new(registry));
+    let settings = Settings {
+        cluster: rules.cluster(),
+        node: config.node.clone(),
+        sync_period: config.sync_period,
+        unhealthy_after_stale,
+        served: config.healthz.is_some(),
+    };
+    let health = Health::new(settings, mailbox.clone(), metrics.last_heard());
     let ready = Ready::default();
     let (programmed, seen) = watch::channel(Programmed::default());
     let client = Client::new(
@@ -99,7 +117,8 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     }
     tasks.spawn("ready", when_programmed(seen, ready.hold("the first write to the kernel")));
     if let Some(admin) = admin {
-        tasks.spawn("admin", admin::serve(admin, ready, registry, axum::Router::new(), shutdown.clone()));
+        let told = Told { config: Arc::new(config.to_v1alpha1()), flags, started };
+        tasks.spawn("admin", admin::serve(admin, ready, registry, debug::router(told), shutdown.clone()));
     }
     tasks.spawn("stream", client.run());
     tasks.spawn("conntrack", Worker::new(ledgers, Conntrack, passes).run(flows.clone()));
@@ -111,7 +130,14 @@ pub async fn run(args: RunArgs, shutdown: CancellationToken) -> anyhow::Result<(
     if let Some(path) = rules.config.clone() {
         tasks.spawn("configuration", load::until_changed(path));
     }
-    let reconciler = Reconciler::new(&config, rulesets, listed, programmed, metrics).followed_by(flows);
+    if let Some(address) = config.healthz {
+        let (health, counted) = (health.clone(), metrics.kube_proxy.clone());
+        let hard_fail = config.bind_address_hard_fail;
+        tasks.spawn("health", server::run(address, hard_fail, health, counted, shutdown.clone()));
+    }
+    let reconciler = Reconciler::new(&config, rulesets, listed, programmed, metrics, health.clone());
+    let reconciler = reconciler.followed_by(flows);
+    tasks.spawn("health check ports", Ports::new(health, reconciler.node()).run());
     tasks.spawn("reconcile", reconciler.run(mailbox));
     tasks.supervise(&shutdown).await
 }

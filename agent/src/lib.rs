@@ -14,6 +14,8 @@ pub mod args;
 pub mod cleanup;
 pub mod config;
 pub mod conntrack;
+pub mod debug;
+pub mod health;
 pub mod host;
 pub mod iptables;
 pub mod kernel;

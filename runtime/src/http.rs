@@ -37,8 +37,8 @@ pub struct Http {
     room: Arc<Semaphore>,
 }
 
-/// Room for one connection.
-#[derive(Debug)]
+/// Room for one connection. The default one is beyond what is counted.
+#[derive(Debug, Default)]
 pub struct Room(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
 
 impl Http {

@@ -1,4 +1,5 @@
-//! Plumbing that server and agent share: logs, admin HTTP, readiness, shutdown, supervised tasks, backoff, files.
+//! Plumbing that server and agent share: logs, bounded and admin HTTP, metrics of the process, readiness, shutdown,
+//! supervised tasks, backoff, files.
 //!
 //! No domain word stands here.
 
@@ -9,6 +10,7 @@ pub mod exposition;
 pub mod files;
 pub mod http;
 pub mod log;
+pub mod process;
 pub mod ready;
 pub mod shutdown;
 pub mod tasks;

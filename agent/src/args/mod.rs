@@ -65,7 +65,7 @@ pub struct RunArgs {
     /// Which iptables to use
     #[arg(long, env = "DISTRIBUTARY_IPTABLES_FLAVOUR", value_enum, default_value_t = FlavourArg::Auto)]
     pub iptables_flavour: FlavourArg,
-    /// Be unhealthy when no server was heard for so long, or its source is as old [default: never]
+    /// Be unhealthy for load balancers when no server was heard for so long [default: never]
     #[arg(long, env = "DISTRIBUTARY_UNHEALTHY_AFTER_STALE", value_name = "DURATION",
         value_parser = duration::parse)]
     pub unhealthy_after_stale: Option<Duration>,
@@ -118,6 +118,23 @@ pub enum FlavourArg {
     Nft,
     /// `iptables-legacy`
     Legacy,
+}
+
+/// Every flag of the command that runs with its value, be it from the command line, the environment or a default.
+pub fn told(command: &clap::Command, matches: &clap::ArgMatches) -> Vec<(String, String)> {
+    let Some((name, matches)) = matches.subcommand() else { return Vec::new() };
+    let flags = command.find_subcommand(name).into_iter().flat_map(clap::Command::get_arguments);
+    let mut told: Vec<(String, String)> = flags
+        .chain(command.get_arguments().filter(|flag| flag.is_global_set()))
+        .filter_map(|flag| {
+            let raw = matches.try_get_raw(flag.get_id().as_str()).ok()?;
+            let values = raw.into_iter().flatten().map(|value| value.to_string_lossy());
+            Some((flag.get_long()?.to_owned(), values.collect::<Vec<_>>().join(",")))
+        })
+        .collect();
+    told.sort();
+    told.dedup();
+    told
 }
 
 impl FlavourArg {

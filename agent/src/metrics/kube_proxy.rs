@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use crate::iptables::Counts;
 use crate::plan::Family;
 use crate::sync::mailbox::Mailbox;
 
@@ -77,28 +78,6 @@ pub struct Pass {
     pub succeeded: bool,
 }
 
-/// Rules of one table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TableRules {
-    /// That are ours.
-    pub owned: usize,
-    /// That were in the newest write.
-    pub written: usize,
-}
-
-/// What one family's rules amount to.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RuleCounts {
-    /// Of the filter table.
-    pub filter: TableRules,
-    /// Of the nat table.
-    pub nat: TableRules,
-    /// Service ports with internalTrafficPolicy Local that have endpoints, and none of them here.
-    pub internal_without_local: usize,
-    /// Service ports with externalTrafficPolicy Local that have endpoints, and none of them here.
-    pub external_without_local: usize,
-}
-
 /// kube-proxy's series, but for conntrack's.
 #[derive(Clone, Debug)]
 pub struct KubeProxy {
@@ -117,11 +96,12 @@ pub struct KubeProxy {
     endpoint_changes: Counter,
     /// Services that came, went, or whose own fields differ, counted in the same way.
     service_changes: Counter,
-    /// As the rules say.
+    /// Counted in the plan of the newest pass; a service port without external addresses is not (§11 WART-11).
     no_local_endpoints: Labelled<OfPolicy, Gauge>,
-    /// As the rules say.
+    /// Rules of ours that the kernel holds.
     iptables_total: Labelled<OfTable, Gauge>,
-    /// As the rules say: what a pass did not touch is not written.
+    /// Rules of the last write that there was. What a pass does not touch is not written, so this is small where
+    /// kube-proxy's is large.
     iptables_last: Labelled<OfTable, Gauge>,
     /// `iptables-restore` processes that failed, those that search for a refused service among them.
     restore_failures: Labelled<OfFamily, Counter>,
@@ -257,13 +237,14 @@ impl KubeProxy {
     }
 
     /// What the rules of a family amount to now.
-    pub fn rules(&self, family: Family, counts: &RuleCounts) {
+    pub fn rules(&self, family: Family, counts: &Counts) {
         let ip_family = family.as_str();
         let set = |gauge: &Gauge, to: usize| _ = gauge.set(to.try_into().unwrap_or(i64::MAX));
-        for (table, rules) in [("filter", counts.filter), ("nat", counts.nat)] {
+        let tables = [("filter", counts.filter, counts.last_filter), ("nat", counts.nat, counts.last_nat)];
+        for (table, owned, written) in tables {
             let of = OfTable { ip_family, table };
-            set(&self.iptables_total.get_or_create(&of), rules.owned);
-            set(&self.iptables_last.get_or_create(&of), rules.written);
+            set(&self.iptables_total.get_or_create(&of), owned);
+            set(&self.iptables_last.get_or_create(&of), written);
         }
         let policies =
             [("internal", counts.internal_without_local), ("external", counts.external_without_local)];
@@ -358,8 +339,10 @@ mod tests {
         let (took, full) = (Duration::from_millis(3), true);
         series.pass(Family::V4, Pass { full, took, failures: 0, succeeded: true }, now);
         series.pass(Family::V6, Pass { full: false, took, failures: 2, succeeded: false }, now);
-        let nat = TableRules { owned: 5, written: 2 };
-        series.rules(Family::V4, &RuleCounts { nat, external_without_local: 1, ..RuleCounts::default() });
+        series.rules(
+            Family::V4,
+            &Counts { nat: 5, last_nat: 2, external_without_local: 1, ..Counts::default() },
+        );
         series.changes(3, 4);
         series.healthz_answered(503);
         series.network_programming.get_or_create(&Family::V4.into()).observe(0.3);

@@ -2,6 +2,7 @@
 //!
 //! Pure. One [`Plan`] is of one address family.
 
+pub mod health;
 pub mod owners;
 pub mod policy;
 pub mod port;

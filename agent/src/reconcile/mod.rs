@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use crate::config::Config;
 use crate::conntrack::{self, Changes};
+use crate::health::Health;
 use crate::kernel::{Kernel, KernelError};
 use crate::metrics::{Metrics, kube_proxy};
 use crate::node::Facts;
@@ -54,6 +55,7 @@ pub struct Reconciler<K> {
     /// Who looks after what the rules once translated.
     flows: Arc<conntrack::Mailbox>,
     metrics: Metrics,
+    health: Health,
     /// What is measured on its way to the kernel, until it is there.
     underway: Underway,
     knowledge: Knowledge,
@@ -86,6 +88,7 @@ impl<K: Kernel> Reconciler<K> {
         addresses: watch::Receiver<BTreeSet<IpAddr>>,
         programmed: watch::Sender<Programmed>,
         metrics: Metrics,
+        health: Health,
     ) -> Self {
         let mut facts = Facts::new(config.clone());
         facts.set_addresses(addresses.borrow().clone());
@@ -102,6 +105,7 @@ impl<K: Kernel> Reconciler<K> {
             unwritten: Services::new(),
             flows: Arc::default(),
             metrics,
+            health,
             underway: Underway::default(),
             begun: false,
             events: 0,
@@ -124,6 +128,7 @@ impl<K: Kernel> Reconciler<K> {
     /// # Errors
     /// Never: what the kernel does not take now is tried again.
     pub async fn run(mut self, mailbox: Arc<Mailbox>) -> anyhow::Result<()> {
+        self.rulesets.iter().for_each(|ruleset| self.health.started(ruleset.family()));
         let mut backoff = Backoff::new(Duration::from_secs(1), self.sync_period);
         let soon = |period| tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         let mut watching = soon(WATCH_PERIOD);
@@ -137,6 +142,10 @@ impl<K: Kernel> Reconciler<K> {
             let services = tokio::select! {
                 (batch, at) = paced(&mailbox, not_before) => {
                     self.begun = true;
+                    self.health.taken(&batch.services, at);
+                    if let Some(Some(node)) = &batch.node {
+                        self.health.node(node);
+                    }
                     owed = Some((batch.cursor.or(owed.and_then(|(cursor, _)| cursor)), owed.map_or(at, |(_, at)| at)));
                     batch.gone().for_each(|key| self.underway.forget(key));
                     self.underway.merge(batch.underway);
@@ -155,6 +164,7 @@ impl<K: Kernel> Reconciler<K> {
                     }
                     let now = self.programmed.borrow().cursor;
                     owed = owed.or(Some((now, Instant::now())));
+                    self.health.taken(&Services::new(), Instant::now());
                     std::mem::take(&mut self.held)
                 }
                 () = alarm::at(self.knowledge.next_complaint()) => {
@@ -173,6 +183,7 @@ impl<K: Kernel> Reconciler<K> {
                     if owed.is_none() {
                         continue;
                     }
+                    self.health.taken(&self.lacking, Instant::now());
                     std::mem::take(&mut self.lacking)
                 }
             };
@@ -214,6 +225,10 @@ impl<K: Kernel> Reconciler<K> {
             .map(|ruleset| async move { (ruleset.program(services).await, ruleset.family()) });
         for (outcome, family) in futures::future::join_all(passes).await {
             count_pass(&self.metrics, family, &outcome);
+            outcome.refused.iter().for_each(|refused| self.health.refused(family, &refused.key));
+            if outcome.failed.is_none() {
+                self.health.programmed(family);
+            }
             let family = family.as_str();
             pass.chains += outcome.chains;
             for Refused { key, wanted, message, node } in outcome.refused {
@@ -229,6 +244,9 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.metrics.chains_written.inc_by(pass.chains as u64);
         self.metrics.rejected.set(self.rejected.len().try_into().unwrap_or(i64::MAX));
+        for ruleset in &self.rulesets {
+            self.metrics.kube_proxy.rules(ruleset.family(), &ruleset.counts());
+        }
         let rulesets = self.rulesets.iter();
         self.metrics
             .conflicts
@@ -294,6 +312,7 @@ impl<K: Kernel> Reconciler<K> {
             let outcome = if whole { ruleset.audit().await } else { ruleset.restore_if_lost().await };
             if outcome.restores > 0 {
                 count_pass(&self.metrics, ruleset.family(), &outcome);
+                self.metrics.kube_proxy.rules(ruleset.family(), &ruleset.counts());
             }
             if let Some(e) = outcome.failed {
                 tracing::warn!(family, error = %e, "it cannot be seen whether the rules are there");

@@ -7,7 +7,7 @@ use distributary_model::{Key, Name, Service};
 
 use super::Services;
 use super::suspect::{Suspect, suspect};
-use crate::iptables::{self, Family, Hairpin, Iptables, Options, Table};
+use crate::iptables::{self, Counts, Family, Hairpin, Iptables, Options, Table};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::NodeState;
 
@@ -103,6 +103,11 @@ impl<K: Kernel> Ruleset<K> {
     /// Services that are wanted.
     pub fn services(&self) -> usize {
         self.services
+    }
+
+    /// How many rules there are, and what they say of services.
+    pub fn counts(&self) -> Counts {
+        self.rules.counts()
     }
 
     /// Addresses and ports that more than one service claims.

@@ -10,6 +10,7 @@ use prometheus_client::registry::Registry;
 
 use super::*;
 use crate::config::{Draft, Names};
+use crate::health::{Health, Settings};
 use crate::iptables::fake::Fake;
 use crate::iptables::{Family, Options};
 use crate::sync::session::Batch;
@@ -119,6 +120,7 @@ struct World {
     programmed: watch::Receiver<Programmed>,
     registry: Registry,
     revision: u64,
+    health: Health,
 }
 
 impl World {
@@ -136,9 +138,11 @@ impl World {
         let metrics = Metrics::register(&mut registry);
         let mailbox = Arc::new(Mailbox::default());
         let config = draft.check(Names::Flags, "n1").unwrap();
-        let reconciler = Reconciler::new(&config, vec![ruleset], addresses, programmed, metrics);
+        let health = Health::new(Settings::plain(t::CLUSTER, "n1"), mailbox.clone(), metrics.last_heard());
+        let reconciler =
+            Reconciler::new(&config, vec![ruleset], addresses, programmed, metrics, health.clone());
         tokio::spawn(reconciler.run(mailbox.clone()));
-        Self { kernel, mailbox, programmed: seen, registry, revision: 0 }
+        Self { kernel, mailbox, programmed: seen, registry, revision: 0, health }
     }
 
     /// Gives services to program, and waits until it is said that they are.
@@ -463,4 +467,5 @@ async fn nothing_is_written_before_something_is_to_be_programmed() {
     assert_eq!(world.kernel.with(|state| (state.restores, state.saves)), (0, 0));
 }
 
+mod health;
 mod sync;

@@ -112,7 +112,8 @@ async fn a108_what_changes_in_one_family_does_not_write_the_other() {
     let metrics = Metrics::register(&mut Registry::default());
     let config = Draft::default().check(Names::Flags, "n1").unwrap();
     let (_, addresses) = watch::channel(BTreeSet::new());
-    let reconciler = Reconciler::new(&config, vec![v4, v6], addresses, told, metrics);
+    let health = Health::new(Settings::plain(t::CLUSTER, "n1"), mailbox.clone(), metrics.last_heard());
+    let reconciler = Reconciler::new(&config, vec![v4, v6], addresses, told, metrics, health);
     tokio::spawn(reconciler.run(mailbox.clone()));
     let both = |endpoint: &str| {
         t::service(&["10.96.0.1", "fd96::1"])
