@@ -173,25 +173,25 @@ cases! {
         on.check(&on.p, v.cluster_ip(), Kept(&["L"]));
     }
 
+    fn a045_service_ports_without_local_endpoints_are_counted(on: ALONE) {
+        let (far, none) = (V::new(45).external_local(), V::new(173).external_local());
+        on.put(&far, &[ready(&on.r)]);
+        on.put(&none, &[]);
+        let counted = |wanted: &str| {
+            let wanted = [wanted; 2].map(str::to_owned);
+            until("the gauge", PATIENCE, || (without_local(on, "external") == wanted).then_some(()));
+        };
+        counted("1");
+        on.put(&far, &[]);
+        counted("0");
+    }
+
     only kube_proxy {
         fn a037_nor_localhost(on: PLAIN) {
             let v = V::new(37).external_local();
             on.put(&v, &[ready(&on.l), ready(&on.r)]);
             let target = SocketAddr::from((Ipv4Addr::LOCALHOST, v.node_port_number()));
             on.check_one(Protocol::Tcp, &loopback(on), target, Masqueraded(&["L", "R"]));
-        }
-
-        fn a045_service_ports_without_local_endpoints_are_counted(on: ALONE) {
-            let (far, none) = (V::new(45).external_local(), V::new(173).external_local());
-            on.put(&far, &[ready(&on.r)]);
-            on.put(&none, &[]);
-            let counted = |wanted: &str| {
-                let wanted = [wanted; 2].map(str::to_owned);
-                until("the gauge", PATIENCE, || (without_local(on, "external") == wanted).then_some(()));
-            };
-            counted("1");
-            on.put(&far, &[]);
-            counted("0");
         }
     }
 }
