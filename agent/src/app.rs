@@ -24,10 +24,11 @@ use crate::health::{Health, Settings, server};
 use crate::host;
 use crate::host::families::{Programmable, programmable};
 use crate::iptables::{self, Family, Flavour, Options};
-use crate::kernel::Kernel;
+use crate::kernel::{Kernel, Readable};
 use crate::metrics::Metrics;
 use crate::metrics::kube_proxy::Waiting;
 use crate::nfacct;
+use crate::observe;
 use crate::reconcile::{Reconciler, Ruleset};
 use crate::sync::Programmed;
 use crate::sync::client::Client;
@@ -45,6 +46,9 @@ pub async fn run(
     let config = args.config(&host::name())?;
     if let Some(path) = &args.write_config_to {
         return load::write(&config, path);
+    }
+    if args.observe.observe {
+        return observe::run(args, config, shutdown).await;
     }
     for net in config.loopback_in_vain() {
         tracing::error!(%net, "--nodeport-addresses has a loopback network where node ports are not answered");

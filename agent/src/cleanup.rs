@@ -5,7 +5,7 @@ use anyhow::bail;
 use crate::args::CleanupArgs;
 use crate::iptables::{self, Family, Flavour, Scope};
 use crate::kernel::tools::Tools;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::{Kernel, KernelError, Readable};
 
 /// Removes as much as it can, and then says what it could not.
 ///

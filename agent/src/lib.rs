@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod nfacct;
 pub mod node;
+pub mod observe;
 pub mod plan;
 pub mod reconcile;
 pub mod render;

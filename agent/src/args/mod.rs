@@ -1,6 +1,7 @@
 //! The command line. Names and defaults are kube-proxy's wherever the thing is the same.
 
 pub mod load;
+mod observe;
 mod proxy;
 
 use std::path::PathBuf;
@@ -16,6 +17,7 @@ use crate::config::duration;
 use crate::config::value::switch;
 use crate::iptables::Flavour;
 
+pub use observe::ObserveArgs;
 pub use proxy::{HostArgs, RuleArgs};
 
 /// Programs the packet filter of a node with the Services of its cluster.
@@ -32,6 +34,7 @@ pub struct Args {
 
 /// What to do.
 #[derive(Clone, Debug, clap::Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one in a process")]
 pub enum Command {
     /// Follow a server and program the node
     Run(RunArgs),
@@ -50,6 +53,9 @@ pub struct RunArgs {
     /// What is done on the host.
     #[command(flatten)]
     pub host: HostArgs,
+    /// How it is compared instead of written.
+    #[command(flatten)]
+    pub observe: ObserveArgs,
     /// Servers, tried in turn
     #[arg(
         long,

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::bail;
 
 use crate::iptables::{Family, Flavour};
-use crate::kernel::Kernel;
+use crate::kernel::Readable;
 use crate::kernel::tools::Tools;
 
 /// A family that can be programmed, with its tools.

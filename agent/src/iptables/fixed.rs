@@ -7,7 +7,7 @@ use ipnet::{IpNet, Ipv4Net};
 
 use super::chain::Chain;
 use super::names;
-use super::parse::{Dump, Table};
+use super::parse::{Dump, Table, target};
 use super::rule::{Is, Match, Rule, Target};
 use super::{Hairpin, Options};
 use crate::plan::Family;
@@ -224,6 +224,11 @@ fn same_address(family: Family) -> &'static str {
         Family::V4 => SAME_V4,
         Family::V6 => SAME_V6,
     }
+}
+
+/// Whether a rule of a built-in chain leads to a chain that we, or kube-proxy, write the head of.
+pub fn is_jump_of_ours(table: Table, rule: &str) -> bool {
+    target(rule).is_some_and(|to| CHAINS.contains(&(table, to)) || to == "KUBE-FIREWALL")
 }
 
 /// Whether a BPF program compares the source address with the destination address.

@@ -29,7 +29,7 @@ use std::sync::Arc;
 
 use distributary_model::{Key, Name, Service};
 
-use crate::plan::{self, Conflict, NodeState, Plan};
+use crate::plan::{self, Conflict, NodeState, Plan, PortPlan};
 use chain::Chain;
 use counts::WithoutLocal;
 use fixed::Addition;
@@ -41,7 +41,9 @@ use trie::EntryKey;
 pub use crate::plan::Family;
 pub use cleanup::{Scope, cleanup};
 pub use counts::Counts;
-pub use fixed::{INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, localnet_first, probe, probe_counters};
+pub use fixed::{
+    INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, is_jump_of_ours, localnet_first, probe, probe_counters,
+};
 pub use parse::{Dump, Table, parse};
 pub use text::Write;
 
@@ -219,6 +221,11 @@ impl Iptables {
     /// (spec/layout.md §5).
     pub fn set_section(&mut self, chains: usize) {
         self.options.section = chains.max(1);
+    }
+
+    /// Every service port that is wanted, with its Service.
+    pub fn ports(&self) -> impl Iterator<Item = (&Arc<Key>, PortPlan)> {
+        self.plan.keys().flat_map(|key| self.plan.ports(key).into_iter().map(move |port| (key, port)))
     }
 
     /// Addresses and node ports that several Services claim.

@@ -86,6 +86,20 @@ impl<'a> Dump<'a> {
         self.tables.get(&table)?.get(chain).map(Vec::as_slice)
     }
 
+    /// Only the chains and rules of which `keeps` says so, of the chain's name and, where it is about a rule, its text.
+    /// Built-in chains accept what falls out of them.
+    #[must_use]
+    pub fn only(&self, keeps: impl Fn(Table, &str, Option<&str>) -> bool) -> Self {
+        let mut tables = BTreeMap::new();
+        for (&table, chains) in &self.tables {
+            let chains = chains.iter().filter(|(name, _)| keeps(table, name, None)).map(|(&name, rules)| {
+                (name, rules.iter().copied().filter(|rule| keeps(table, name, Some(rule))).collect())
+            });
+            tables.insert(table, chains.collect());
+        }
+        Self { tables, policies: BTreeMap::new() }
+    }
+
     /// What a built-in chain does with what falls out of it.
     pub fn policy(&self, table: Table, chain: &str) -> Option<&'a str> {
         self.policies.get(&(table, chain)).copied()

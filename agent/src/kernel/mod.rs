@@ -44,10 +44,14 @@ pub enum KernelError {
     },
 }
 
-/// What the reconciler needs of the kernel, for one family.
-pub trait Kernel: Send {
+/// What can be read of the kernel, for one family. Who is given no more cannot write.
+pub trait Readable: Send {
     /// Everything that a table holds, as `iptables-save` prints it; of all of our tables.
     fn save(&mut self) -> impl Future<Output = Result<String, KernelError>> + Send;
+}
+
+/// What the reconciler needs of the kernel, for one family.
+pub trait Kernel: Readable {
     /// Feeds text to `iptables-restore --noflush`. After an error some sections of it may be in place.
     fn restore(&mut self, text: &str) -> impl Future<Output = Result<(), KernelError>> + Send;
     /// Whether the tables look untouched: a chain or a jump of each is there. Cheap, unlike `save`.

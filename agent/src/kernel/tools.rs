@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use super::{Kernel, KernelError};
+use super::{Kernel, KernelError, Readable};
 use crate::iptables::{self, Family, Flavour, Table};
 
 /// A tool that needs longer than this will not come back.
@@ -82,7 +82,7 @@ impl Tools {
     }
 }
 
-impl Kernel for Tools {
+impl Readable for Tools {
     async fn save(&mut self) -> Result<String, KernelError> {
         let program = format!("{}-save", self.name);
         let mut all = String::new();
@@ -91,7 +91,9 @@ impl Kernel for Tools {
         }
         Ok(all)
     }
+}
 
+impl Kernel for Tools {
     async fn restore(&mut self, text: &str) -> Result<(), KernelError> {
         let program = format!("{}-restore", self.name);
         self.run(&program, &["-w", "5", "--noflush"], Some(text)).await.map(|_| ())

@@ -169,6 +169,11 @@ impl Plan {
         self.services.get(key)
     }
 
+    /// Every Service.
+    pub fn keys(&self) -> impl Iterator<Item = &Arc<Key>> {
+        self.services.keys()
+    }
+
     /// How many there are.
     pub fn services(&self) -> usize {
         self.services.len()

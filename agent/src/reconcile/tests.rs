@@ -13,6 +13,7 @@ use crate::config::{Draft, Names};
 use crate::health::{Health, Settings};
 use crate::iptables::fake::Fake;
 use crate::iptables::{Family, Options};
+use crate::kernel::Readable;
 use crate::sync::session::Batch;
 
 mod node;
@@ -72,14 +73,16 @@ impl TestKernel {
     }
 }
 
-impl Kernel for TestKernel {
+impl Readable for TestKernel {
     async fn save(&mut self) -> Result<String, KernelError> {
         Ok(self.with(|state| {
             state.saves += 1;
             state.fake.save()
         }))
     }
+}
 
+impl Kernel for TestKernel {
     async fn restore(&mut self, text: &str) -> Result<(), KernelError> {
         let program = "fake".to_owned();
         self.with(|state| {

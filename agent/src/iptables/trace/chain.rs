@@ -33,6 +33,10 @@ impl Chain {
         Self { rules, drops, lookup }
     }
 
+    pub(super) fn all(&self) -> impl Iterator<Item = &Rule> {
+        self.rules.iter()
+    }
+
     /// The rules that can match a packet for that destination, in order.
     pub(super) fn rules(&self, address: IpAddr, port: u16) -> Box<dyn Iterator<Item = &Rule> + '_> {
         match &self.lookup {

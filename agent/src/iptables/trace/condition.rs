@@ -18,6 +18,8 @@ pub(super) struct Condition {
 pub(super) enum What {
     Source(IpNet),
     Destination(IpNet),
+    /// Where it was sent before it was translated.
+    SentTo(IpNet),
     /// A name, or the beginning of one with a `+`.
     Input(Name),
     Output(Name),
@@ -37,10 +39,11 @@ pub(super) enum What {
     /// Source and destination address are the same.
     SameAddress,
     Chance(f64),
-    /// The client is in the list, and for no longer than that.
+    /// The client is in the list, and for no longer than that. Some rules put it in anew then.
     Remembered {
         list: Name,
         seconds: Option<u32>,
+        renews: bool,
     },
     /// Puts the client into the list, and always holds.
     Remember(Name),
@@ -52,6 +55,7 @@ impl Condition {
         let holds = match &self.what {
             What::Source(net) => net.contains(&sight.packet.source),
             What::Destination(net) => net.contains(&sight.state.destination),
+            What::SentTo(net) => net.contains(&sight.packet.destination),
             What::Input(name) => is_interface(name, sight.input),
             What::Output(name) => is_interface(name, sight.output?),
             What::Protocol(protocol) => *protocol == Some(sight.packet.protocol),
@@ -63,7 +67,7 @@ impl Condition {
             What::ToHost => sight.host.has(sight.state.destination),
             What::Mark { value, mask } => sight.state.mark & mask == *value,
             What::SameAddress => sight.packet.source == sight.state.destination,
-            What::Remembered { list, seconds } => {
+            What::Remembered { list, seconds, .. } => {
                 let age = sight.host.remembered.get(list);
                 age.is_some_and(|age| seconds.is_none_or(|seconds| *age < seconds))
             }
@@ -71,6 +75,30 @@ impl Condition {
             What::Chance(chance) => return Some(if self.not { 1.0 - chance } else { *chance }),
         };
         Some(f64::from(u8::from(holds != self.not)))
+    }
+
+    /// The list that has the client after it held.
+    pub(super) fn remembers(&self) -> Option<&Name> {
+        match &self.what {
+            What::Remember(list) | What::Remembered { list, renews: true, .. } if !self.not => Some(list),
+            _ => None,
+        }
+    }
+
+    /// The one protocol that it lets through.
+    pub(super) fn protocol(&self) -> Option<Protocol> {
+        match self.what {
+            What::Protocol(protocol) if !self.not => protocol,
+            _ => None,
+        }
+    }
+
+    /// The sources that it lets through.
+    pub(super) fn source(&self) -> Option<IpNet> {
+        match self.what {
+            What::Source(net) if !self.not => Some(net),
+            _ => None,
+        }
     }
 
     /// The one destination address that it lets through.

@@ -13,9 +13,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 
 use distributary_model::{Name, Protocol};
+use ipnet::IpNet;
 
 use super::parse::{Dump, Table};
 use chain::Chain;
+use condition::Condition;
 use walk::Walk;
 
 /// Where a packet comes from.
@@ -55,6 +57,8 @@ pub struct Fate {
     pub refused_in: Option<&'static str>,
     /// How probable it is that it is left alone.
     pub left_alone: f64,
+    /// How probable it is that a rule of the filter table accepts it, whatever the policy is.
+    pub accepted: f64,
     /// Lists that remember the client of an endpoint.
     pub lists: BTreeMap<SocketAddr, Name>,
     /// The first rule that decides and is not understood.
@@ -106,6 +110,26 @@ impl Rules {
     /// What becomes of a packet that comes in, or that this host sends.
     pub fn fate(&self, host: &Host, packet: &Packet) -> Fate {
         Walk::new(self, host, packet).fate()
+    }
+
+    /// The destinations that rules name: an address, or none where it is any, with a protocol and a port; and what a
+    /// comment says of it.
+    pub fn destinations(&self) -> BTreeMap<(Option<IpAddr>, Protocol, u16), &str> {
+        let rules = self.chains.iter().flat_map(Chain::all);
+        rules
+            .filter_map(|rule| {
+                let address = rule.conditions.iter().find_map(Condition::address);
+                let protocol = rule.conditions.iter().find_map(Condition::protocol)?;
+                let port = rule.conditions.iter().find_map(Condition::port)?;
+                Some(((address, protocol, port), rule.comment.as_deref().unwrap_or_default()))
+            })
+            .collect()
+    }
+
+    /// The sources that rules of a nat chain let through.
+    pub fn sources(&self, chain: &str) -> Vec<IpNet> {
+        let rules = self.chain(Table::Nat, chain).into_iter().flat_map(Chain::all);
+        rules.flat_map(|rule| rule.conditions.iter().find_map(Condition::source)).collect()
     }
 
     fn chain(&self, table: Table, name: &str) -> Option<&Chain> {

@@ -17,6 +17,8 @@ pub(super) struct Rule {
     pub(super) unknown: bool,
     /// Where it may have to be named.
     pub(super) text: Option<Box<str>>,
+    /// Of a rule for one port: for people.
+    pub(super) comment: Option<Box<str>>,
 }
 
 /// What happens to what matches.
@@ -43,11 +45,14 @@ pub(super) enum Action {
 
 /// Reads what follows `-A CHAIN `. `chain` says where a chain of the same table is.
 pub(super) fn read(text: &str, of: &str, chain: impl Fn(&str) -> Option<usize>) -> Rule {
-    let mut reader = Reader { words: words(text), not: false, conditions: Vec::new(), known: true };
+    let mut reader =
+        Reader { words: words(text), not: false, conditions: Vec::new(), known: true, comment: None };
     let action = reader.read(&chain);
     let unsure = !reader.known || reader.conditions.iter().any(|one| matches!(one.what, What::Output(_)));
     let text = unsure.then(|| format!("-A {of} {text}").into());
-    Rule { conditions: reader.conditions.into(), action, unknown: !reader.known, text }
+    let comment = reader.comment.filter(|_| reader.conditions.iter().any(|one| one.port().is_some()));
+    let comment = comment.map(Into::into);
+    Rule { conditions: reader.conditions.into(), action, unknown: !reader.known, text, comment }
 }
 
 struct Reader<'a, I: Iterator<Item = &'a str>> {
@@ -55,6 +60,7 @@ struct Reader<'a, I: Iterator<Item = &'a str>> {
     not: bool,
     conditions: Vec<Condition>,
     known: bool,
+    comment: Option<&'a str>,
 }
 
 impl<'a, I: Iterator<Item = &'a str>> Reader<'a, I> {
@@ -78,10 +84,15 @@ impl<'a, I: Iterator<Item = &'a str>> Reader<'a, I> {
         let what = match word {
             // The name of a match says nothing yet.
             "-m" => return self.skip(),
-            "--comment" | "--mode" | "--nfacct-name" | "--mask" => return self.skip(),
+            "--comment" => {
+                self.comment = self.words.next();
+                return;
+            }
+            "--mode" | "--nfacct-name" | "--mask" => return self.skip(),
             "--reap" | "--rsource" => return,
             "-s" => self.parsed(|text| text.parse().ok().map(What::Source)),
             "-d" => self.parsed(|text| text.parse().ok().map(What::Destination)),
+            "--ctorigdst" => self.parsed(|text| text.parse().ok().map(What::SentTo)),
             "-i" => self.parsed(|text| Some(What::Input(text.into()))),
             "-o" => self.parsed(|text| Some(What::Output(text.into()))),
             "-p" => self.parsed(|text| Some(condition::protocol(text))),
@@ -95,7 +106,10 @@ impl<'a, I: Iterator<Item = &'a str>> Reader<'a, I> {
             "--bytecode" => self.parsed(|code| fixed::is_same_address(code).then_some(What::SameAddress)),
             "--probability" => self.parsed(|text| text.parse().ok().map(What::Chance)),
             "--set" => Some(What::Remember(Name::default())),
-            "--rcheck" | "--update" => Some(What::Remembered { list: Name::default(), seconds: None }),
+            "--rcheck" | "--update" => {
+                let renews = word == "--update";
+                Some(What::Remembered { list: Name::default(), seconds: None, renews })
+            }
             "--seconds" => return self.seconds(),
             "--name" => return self.list(),
             _ => None,

@@ -7,7 +7,7 @@ use distributary_model::Name;
 
 use super::super::parse::Table;
 use super::chain::Chain;
-use super::condition::What;
+use super::condition::Condition;
 use super::rule::{Action, Rule};
 use super::{Fate, From, Host, Packet, Rules};
 
@@ -22,6 +22,7 @@ pub(super) struct State {
     pub(super) translated: bool,
     pub(super) mark: u32,
     masqueraded: bool,
+    accepted: bool,
     /// That the client was put into.
     list: Option<Name>,
     chance: f64,
@@ -69,6 +70,7 @@ impl<'a> Walk<'a> {
             translated: false,
             mark: 0,
             masqueraded: false,
+            accepted: false,
             list: None,
             chance: 1.0,
         };
@@ -127,8 +129,13 @@ impl<'a> Walk<'a> {
             for end in self.chain(chain, state, DEEPEST) {
                 let refused = match end {
                     End::Fell(_) if chain.drops => "DROP".into(),
-                    End::Fell(state) | End::Passed(state) => {
+                    End::Fell(state) => {
                         passed.push(state);
+                        continue;
+                    }
+                    End::Passed(state) => {
+                        let accepted = state.accepted || table == Table::Filter;
+                        passed.push(State { accepted, ..state });
                         continue;
                     }
                     End::Refused(how) => how,
@@ -192,10 +199,8 @@ impl<'a> Walk<'a> {
         ends: &mut Vec<End>,
         depth: usize,
     ) {
-        for condition in &rule.conditions {
-            if let What::Remember(list) = &condition.what {
-                state.list = Some(list.clone());
-            }
+        if let Some(list) = rule.conditions.iter().find_map(Condition::remembers) {
+            state.list = Some(list.clone());
         }
         match &rule.action {
             Action::Nothing => here.push(state),
@@ -238,6 +243,7 @@ impl<'a> Walk<'a> {
     fn end(mut self, states: Vec<State>) -> Fate {
         let mut to: BTreeMap<(SocketAddr, bool), f64> = BTreeMap::new();
         for state in states {
+            self.fate.accepted += if state.accepted { state.chance } else { 0.0 };
             if !state.translated {
                 self.fate.left_alone += state.chance;
                 continue;
