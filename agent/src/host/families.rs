@@ -32,9 +32,9 @@ pub async fn programmable(wanted: Option<Flavour>) -> anyhow::Result<Vec<Program
     let (mut found, mut reasons) = (Vec::new(), Vec::new());
     for family in present() {
         let mut tools = Tools::new(family, wanted);
-        // Asks for the same rights as writing does, and touches nothing.
-        let flavour = match tools.save().await {
-            Ok(_) => tools.flavour().await,
+        // To read asks for the same rights as to write, and touches nothing.
+        let flavour = match tools.flavour().await {
+            Ok(flavour) => tools.save().await.map(|_| flavour),
             Err(e) => Err(e),
         };
         match flavour {
