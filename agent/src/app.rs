@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context;
 use distributary_runtime::admin::{self, SharedRegistry};
-use distributary_runtime::process::Process;
+use distributary_runtime::process::{Process, raise_open_files};
 use distributary_runtime::ready::{Pending, Ready};
 use distributary_runtime::tasks::Tasks;
 use jiff::Timestamp;
@@ -59,6 +59,9 @@ pub async fn run(
         return prepare(&config, iptables_flavour.wanted()).await;
     }
     // A node without rules is worse off than one with these as they are.
+    if let Err(e) = raise_open_files() {
+        tracing::warn!(error = %e, "the limit of open files stays as it is; each health check port needs one");
+    }
     for e in host::sysctl::conntrack(&config.conntrack) {
         tracing::error!(error = format!("{e:#}"), "connection tracking stays as it is");
     }

@@ -2,12 +2,21 @@
 
 use std::fmt::Error;
 
-use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage};
+use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};
 use nix::sys::time::TimeVal;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
+
+/// Lets the process open as many files as it may, as programs in Go do: many hosts have a low limit that is not meant.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn raise_open_files() -> std::io::Result<()> {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
+    Ok(setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?)
+}
 
 /// Asks the kernel whenever it is scraped; what the kernel does not tell is left out.
 #[derive(Debug)]
@@ -64,6 +73,13 @@ mod tests {
     use super::*;
     use prometheus_client::encoding::text::encode;
     use prometheus_client::registry::Registry;
+
+    #[test]
+    fn the_limit_of_open_files_is_what_is_allowed() {
+        raise_open_files().unwrap();
+        let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+        assert_eq!(soft, hard);
+    }
 
     #[test]
     fn every_series_has_a_value() {
