@@ -54,6 +54,8 @@ pub enum Heard {
         programming: Duration,
         /// The records that the kernel refused, with the reason.
         rejected: Vec<(String, String)>,
+        /// What happened on the node that its operators should see.
+        events: Vec<String>,
     },
     /// Nothing that this server does something with.
     Nothing,
@@ -383,6 +385,7 @@ fn acked(ack: pb::Ack) -> Heard {
         through: Revision(ack.through),
         programming: Duration::from_micros(ack.programming_micros),
         rejected: rejected.collect(),
+        events: ack.events.into_iter().take(limits::LIST).map(|event| event.message).collect(),
     }
 }
 

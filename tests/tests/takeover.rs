@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use distributary_e2e::controlplane::ControlPlane;
-use distributary_e2e::deployed::PATIENCE;
+use distributary_e2e::deployed::{self, PATIENCE};
 use distributary_e2e::kube_proxy::KubeProxy;
-use distributary_e2e::node::Node;
+use distributary_e2e::node::{AGENT_ADMIN, Node};
 use distributary_e2e::objects;
 use distributary_e2e::process::binary;
 use distributary_e2e::topology::{CLUSTER_CIDRS, NODE, POD_CIDRS, Pod};
@@ -188,6 +188,11 @@ impl World {
     }
 
     fn flood(&self, rate: u32) -> Result<Flood> {
+        Flood::start(self.origins(), rate, LASTING)
+    }
+
+    /// A pod, the node and the outside.
+    fn origins(&self) -> Vec<Origin> {
         let origin = |name, namespace: &Arc<_>, targets: &[SocketAddr]| Origin {
             name,
             namespace: Arc::clone(namespace),
@@ -196,16 +201,20 @@ impl World {
         let around = &self.node.world;
         // The pod asks services whose only endpoint it is as often as all others.
         let of_pod = [&self.targets[..], &self.own[..]].concat();
-        let origins = vec![
+        vec![
             origin("a pod", &around.pods[0].namespace, &of_pod),
             origin("the node", &around.node, &self.targets),
             origin("outside", &around.outside, &self.targets),
-        ];
-        Flood::start(origins, rate, LASTING)
+        ]
     }
 
     fn kube_proxy(&self) -> Result<KubeProxy> {
-        let started = KubeProxy::start(&self.cluster, &self.node.world.node, "node-a", self.flavour, &[])?;
+        self.kube_proxy_with(&[])
+    }
+
+    fn kube_proxy_with(&self, flags: &[&str]) -> Result<KubeProxy> {
+        let node = &self.node.world.node;
+        let started = KubeProxy::start(&self.cluster, node, "node-a", self.flavour, flags)?;
         started.wait_synced();
         Ok(started)
     }
@@ -355,6 +364,63 @@ async fn after_the_way_back_and_a_cleanup_of_ours_only_the_rules_are_kube_proxys
         kube_proxy.stop()?;
         world.cleanup(&[])?;
         assert_eq!(world.rules(), before, "{flavour}: both programs' rules are gone");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kube_proxy_beside_the_agent_is_given_way_until_it_is_gone() -> Result<()> {
+    for flavour in ["nft", "legacy"] {
+        let mut world = World::start(flavour).await?;
+        // How often kube-proxy looks for its canary, and so how long the agent waits for that.
+        world.node.agent_arguments.push("--iptables-sync-period=1s".to_owned());
+        world.node.start_agent()?;
+        // Not from a pod: to itself it gets only by rules of one hand, be it whose it may.
+        let flood = Flood::start(world.origins().split_off(1), RATE / 4, LASTING)?;
+        more(&flood, 200);
+        let kube_proxy = world.kube_proxy_with(&["--iptables-sync-period=1s"])?;
+        let second_writer = |world: &World| {
+            deployed::metric(&world.node.world.node, AGENT_ADMIN, "distributary_agent_second_writer")
+        };
+        let agent = world.node.agent.as_ref().context("it runs")?;
+        let repaired = "the rules were not what they should be, and have been written again";
+        let _ = deployed::wait_for(agent, repaired, 1);
+        assert_eq!(
+            second_writer(&world),
+            Some(0.0),
+            "{flavour}: the first time is put right, in both families"
+        );
+
+        world.roll(&world.pods()[1..]).await?;
+        let agent = world.node.agent.as_ref().context("it runs")?;
+        let _ = deployed::wait_for(agent, "the other program is still there; nothing is written", 0);
+        assert_eq!(second_writer(&world), Some(1.0), "{flavour}");
+        let programmed = world.node.programmed();
+        let server = world.node.server.as_ref().context("it runs")?;
+        until("the server to be told", PATIENCE, || {
+            server.log().contains("in kube-proxy's form").then_some(())
+        });
+        let theirs = world.rules();
+        assert!(!theirs.1.iter().any(|line| line.contains("HAIRPIN")), "{flavour}: {theirs:?}");
+        world.roll(&world.pods()).await?;
+        more(&flood, 1_000);
+        assert_eq!(world.node.programmed(), programmed, "{flavour}: nothing is written, nor said to be");
+
+        kube_proxy.stop()?;
+        let gone = || (second_writer(&world) == Some(0.0)).then_some(());
+        until("the agent to go on", 2 * PATIENCE, gone);
+        until("what waited to be programmed", PATIENCE, || {
+            (world.node.programmed() > programmed).then_some(())
+        });
+        let ours = world.rules();
+        let of_endpoint = |line: &String| line.starts_with(":KUBE-SEP-") && !line.starts_with(":KUBE-SEP-0");
+        assert!(!ours.1.iter().any(of_endpoint), "{flavour}: {ours:?}");
+        more(&flood, 200);
+        let took = flood.elapsed();
+        let tally = flood.stop();
+        report(&format!("{flavour}, kube-proxy beside the agent"), &tally, took);
+        assert_eq!((tally.failures(), &tally.examples), (0, &Vec::new()), "{flavour}: {tally:?}");
+        assert_eq!(tally.lasting, 2 * LASTING as u64, "{flavour}: connections that last");
     }
     Ok(())
 }

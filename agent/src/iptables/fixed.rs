@@ -236,9 +236,14 @@ pub(crate) fn is_same_address(code: &str) -> bool {
     [SAME_V4, SAME_V6].contains(&code)
 }
 
-/// Arguments of `iptables` that succeed as long as nobody flushed a table, or deleted it: a chain or a jump of each.
-pub const WATCHED: [&[&str]; 3] = [
-    &["-t", "mangle", "-S", "KUBE-PROXY-CANARY"],
+/// Arguments of `iptables` that succeed as long as the canary is there, which kube-proxy makes again when it is gone.
+pub const CANARY: &[&str] = &["-t", "mangle", "-S", names::CANARY];
+
+/// Arguments of `iptables` that succeed as long as nobody flushed a table, or deleted it: a chain or a jump of each; and
+/// a chain that a kube-proxy deletes whenever it writes.
+pub const WATCHED: [&[&str]; 4] = [
+    CANARY,
+    &["-t", "nat", "-S", names::HAIRPIN],
     &[
         "-t",
         "nat",

@@ -20,6 +20,7 @@ mod roots;
 pub mod rule;
 mod service;
 mod text;
+mod theirs;
 pub mod trace;
 mod trie;
 
@@ -42,10 +43,12 @@ pub use crate::plan::Family;
 pub use cleanup::{Scope, cleanup};
 pub use counts::Counts;
 pub use fixed::{
-    INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, is_jump_of_ours, localnet_first, probe, probe_counters,
+    CANARY, INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, is_jump_of_ours, localnet_first, probe,
+    probe_counters,
 };
 pub use parse::{Dump, Table, parse};
 pub use text::Write;
+pub use theirs::{is_kube_proxys, without_canary};
 
 /// Which iptables it is: they differ in what a large write costs (spec/layout.md §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -32,6 +32,12 @@ pub enum KernelError {
         /// What it said.
         message: String,
     },
+    /// Somebody else has written the rules again: nothing was written.
+    #[error("another program has written the {family} rules in kube-proxy's form")]
+    Rival {
+        /// Which ones.
+        family: &'static str,
+    },
     /// The tool, or the kernel, refuses what was to be written.
     #[error("{program} refuses it ({status}): {message}")]
     Refused {
@@ -56,4 +62,6 @@ pub trait Kernel: Readable {
     fn restore(&mut self, text: &str) -> impl Future<Output = Result<(), KernelError>> + Send;
     /// Whether the tables look untouched: a chain or a jump of each is there. Cheap, unlike `save`.
     fn in_place(&mut self) -> impl Future<Output = Result<bool, KernelError>> + Send;
+    /// Whether the chain is there that a running kube-proxy makes again when it is gone. Cheap.
+    fn has_canary(&mut self) -> impl Future<Output = Result<bool, KernelError>> + Send;
 }

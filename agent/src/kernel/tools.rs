@@ -50,6 +50,14 @@ impl Tools {
         self.run(&self.name, &["-w", "5", "-t", "mangle", "-S", chain], None).await.is_ok()
     }
 
+    async fn finds(&self, looked_for: &[&str]) -> Result<bool, KernelError> {
+        match self.run(&self.name, &[&["-w", "5"], looked_for].concat(), None).await {
+            Ok(_) => Ok(true),
+            Err(KernelError::Refused { .. }) => Ok(false),
+            Err(e) => Err(e),
+        }
+    }
+
     async fn run(&self, program: &str, args: &[&str], input: Option<&str>) -> Result<String, KernelError> {
         let exec = |source| KernelError::Exec { program: program.to_owned(), source };
         let mut child = Command::new(program)
@@ -101,13 +109,15 @@ impl Kernel for Tools {
 
     async fn in_place(&mut self) -> Result<bool, KernelError> {
         for looked_for in iptables::WATCHED {
-            match self.run(&self.name, &[&["-w", "5"], looked_for].concat(), None).await {
-                Ok(_) => {}
-                Err(KernelError::Refused { .. }) => return Ok(false),
-                Err(e) => return Err(e),
+            if !self.finds(looked_for).await? {
+                return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    async fn has_canary(&mut self) -> Result<bool, KernelError> {
+        self.finds(iptables::CANARY).await
     }
 }
 

@@ -36,6 +36,8 @@ pub struct Metrics {
     pub rejected: Gauge,
     /// How often lost rules were written again.
     pub restored: Counter,
+    /// 1 while nothing is written, as another program writes the same rules.
+    pub second_writer: Gauge,
     /// Addresses that more than one service claims.
     pub conflicts: Gauge,
     /// How old the server's knowledge of the API was at its last heartbeat.
@@ -67,6 +69,7 @@ impl Metrics {
             chains_written: Counter::default(),
             rejected: Gauge::default(),
             restored: Counter::default(),
+            second_writer: Gauge::default(),
             conflicts: Gauge::default(),
             staleness: Gauge::default(),
             kube_proxy,
@@ -96,6 +99,11 @@ impl Metrics {
             "rules_restored",
             "Times that lost rules were written again",
             this.restored.clone(),
+        );
+        registry.register(
+            "second_writer",
+            "1 while nothing is written, because another program writes the same rules",
+            this.second_writer.clone(),
         );
         registry.register(
             "address_conflicts",

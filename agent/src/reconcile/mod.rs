@@ -2,6 +2,7 @@
 //! after the rules when nothing waits.
 
 mod knowledge;
+mod rival;
 mod ruleset;
 mod suspect;
 
@@ -29,6 +30,7 @@ use crate::sync::underway::{Arrived, Underway};
 use knowledge::{Knowledge, Told};
 
 pub use knowledge::NodeStates;
+use rival::{Found, Rival, Task};
 pub use ruleset::{Outcome, Refused, Ruleset};
 
 /// How often it is looked whether the rules are still there.
@@ -69,6 +71,7 @@ pub struct Reconciler<K> {
     min_sync_period: Duration,
     /// Something was given to program: before that, nothing is written.
     begun: bool,
+    rival: Rival,
     events: u64,
 }
 
@@ -108,6 +111,7 @@ impl<K: Kernel> Reconciler<K> {
             health,
             underway: Underway::default(),
             begun: false,
+            rival: Rival::new(config.sync_period),
             events: 0,
         }
     }
@@ -139,6 +143,8 @@ impl<K: Kernel> Reconciler<K> {
         let mut owed: Option<(Option<Cursor>, Instant)> = None;
         let (mut retry_at, mut not_before) = (None, None);
         loop {
+            self.expect_rival();
+            let stopped = self.rival.stopped();
             let services = tokio::select! {
                 (batch, at) = paced(&mailbox, not_before) => {
                     self.begun = true;
@@ -172,11 +178,18 @@ impl<K: Kernel> Reconciler<K> {
                     continue;
                 }
                 () = alarm::at(retry_at) => Services::new(),
-                _ = watching.tick(), if self.begun && owed.is_none() => {
+                () = alarm::at(self.rival.next().map(|(_, at)| at)) => {
+                    self.ask_rival().await;
+                    if self.rival.stopped() {
+                        continue;
+                    }
+                    Services::new()
+                }
+                _ = watching.tick(), if self.begun && owed.is_none() && !stopped => {
                     self.watch(false).await;
                     continue;
                 }
-                _ = auditing.tick(), if self.begun && owed.is_none() => {
+                _ = auditing.tick(), if self.begun && owed.is_none() && !stopped => {
                     self.watch(true).await;
                     let now = self.programmed.borrow().cursor;
                     owed = (!self.lacking.is_empty()).then_some((now, Instant::now()));
@@ -191,6 +204,14 @@ impl<K: Kernel> Reconciler<K> {
             self.unwritten.extend(services.iter().map(|(key, service)| (key.clone(), service.clone())));
             not_before =
                 Some(self.min_sync_period).filter(|pause| !pause.is_zero()).map(|pause| now() + pause);
+            self.meet_rival();
+            if self.rival.stopped() {
+                // What waits is programmed, and said to be, when nobody else writes. Until then the node is the other's
+                // to serve, and nothing that a restart of this process would mend.
+                self.rulesets.iter().for_each(|ruleset| self.health.programmed(ruleset.family()));
+                retry_at = None;
+                continue;
+            }
             retry_at = pass.failed.map(|failed| {
                 let delay = backoff.next_delay().max(Duration::from_millis(200));
                 let (error, retry_ms) = (failed.to_string(), delay.as_millis());
@@ -199,7 +220,7 @@ impl<K: Kernel> Reconciler<K> {
             });
             if retry_at.is_none() {
                 backoff.reset();
-                self.tell_flows(false);
+                self.tell_flows(stopped);
                 if let Some((cursor, at)) = owed.take() {
                     self.done(cursor, at.elapsed(), services.len(), pass.chains);
                 }
@@ -219,6 +240,10 @@ impl<K: Kernel> Reconciler<K> {
         }
         self.count_changes(services);
         let mut pass = Pass::default();
+        if self.rival.stopped() {
+            self.rulesets.iter_mut().for_each(|ruleset| ruleset.note(services));
+            return pass;
+        }
         let passes = self
             .rulesets
             .iter_mut()
@@ -307,12 +332,16 @@ impl<K: Kernel> Reconciler<K> {
     /// Looks whether the rules are still there, or (`whole`) what they should be, and writes what is not.
     async fn watch(&mut self, whole: bool) {
         let mut lost = false;
+        let mut told = Vec::new();
         for ruleset in &mut self.rulesets {
             let family = ruleset.name();
             let outcome = if whole { ruleset.audit().await } else { ruleset.restore_if_lost().await };
             if outcome.restores > 0 {
                 count_pass(&self.metrics, ruleset.family(), &outcome);
                 self.metrics.kube_proxy.rules(ruleset.family(), &ruleset.counts());
+            }
+            if let Some(KernelError::Rival { .. }) = outcome.failed {
+                continue;
             }
             if let Some(e) = outcome.failed {
                 tracing::warn!(family, error = %e, "it cannot be seen whether the rules are there");
@@ -324,7 +353,6 @@ impl<K: Kernel> Reconciler<K> {
             let chains = outcome.chains;
             lost = true;
             self.metrics.restored.inc();
-            self.events += 1;
             tracing::warn!(
                 family,
                 chains,
@@ -332,15 +360,87 @@ impl<K: Kernel> Reconciler<K> {
             );
             let message =
                 format!("{family}: {chains} chains were lost or changed, and have been written again");
-            let event = (self.events, Event::RulesRestored(message));
-            self.programmed.send_modify(|programmed| {
-                programmed.events.push(event);
-                let old = programmed.events.len().saturating_sub(EVENTS);
-                programmed.events.drain(..old);
-            });
+            told.push(Event::RulesRestored(message));
         }
+        told.into_iter().for_each(|event| self.report(event));
+        self.meet_rival();
         if lost {
             self.tell_flows(true);
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        self.events += 1;
+        let event = (self.events, event);
+        self.programmed.send_modify(|programmed| {
+            programmed.events.push(event);
+            let old = programmed.events.len().saturating_sub(EVENTS);
+            programmed.events.drain(..old);
+        });
+    }
+
+    /// Who has written over our rules of late finds no answer the next time.
+    fn expect_rival(&mut self) {
+        let now = now();
+        for ruleset in &mut self.rulesets {
+            ruleset.set_yields(self.rival.is_expected(ruleset.family(), now));
+        }
+    }
+
+    /// Takes note of those who have written over our rules.
+    fn meet_rival(&mut self) {
+        let now = now();
+        let mut stops = false;
+        for ruleset in &mut self.rulesets {
+            let overwritten = ruleset.was_overwritten();
+            stops |= overwritten && self.rival.wrote(ruleset.family(), now);
+        }
+        if !stops {
+            return;
+        }
+        self.metrics.second_writer.set(1);
+        let message = "another program has written our rules in kube-proxy's form again: nothing is written until it \
+                       is gone (is a kube-proxy running on this node?)";
+        tracing::error!("{message}");
+        self.report(Event::SecondWriter(message.to_owned()));
+    }
+
+    /// Finds out whether there still is another writer.
+    async fn ask_rival(&mut self) {
+        match self.rival.next() {
+            Some((Task::Ask, _)) => {
+                let mut removed = true;
+                for ruleset in &mut self.rulesets {
+                    if let Err(e) = ruleset.remove_canary().await {
+                        tracing::warn!(family = ruleset.name(), error = %e, "the canary could not be removed");
+                        removed = false;
+                    }
+                }
+                self.rival.asked(removed, now());
+            }
+            Some((Task::Look, _)) => {
+                let mut there = Some(false);
+                for ruleset in &mut self.rulesets {
+                    there = match (there, ruleset.has_canary().await) {
+                        (Some(true), _) | (_, Ok(true)) => Some(true),
+                        (there, Ok(false)) => there,
+                        (_, Err(_)) => None,
+                    };
+                }
+                match self.rival.looked(there, now()) {
+                    Found::Nothing => {}
+                    Found::Somebody { again } => {
+                        let again_s = again.as_secs();
+                        tracing::warn!(again_s, "the other program is still there; nothing is written");
+                    }
+                    Found::Nobody => {
+                        self.metrics.second_writer.set(0);
+                        tracing::info!("no other program writes the rules any more; they are taken over");
+                        self.rulesets.iter_mut().for_each(Ruleset::take_over);
+                    }
+                }
+            }
+            None => {}
         }
     }
 }

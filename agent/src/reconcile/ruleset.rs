@@ -32,6 +32,12 @@ pub struct Ruleset<K> {
     counts: bool,
     /// This process has brought the kernel to what it wanted at least once.
     settled: bool,
+    /// This process was the last to write.
+    owned: bool,
+    /// Somebody else has written since.
+    overwritten: bool,
+    /// If somebody else has written, nothing is written over that.
+    yields: bool,
 }
 
 /// What came of programming a batch.
@@ -82,6 +88,9 @@ impl<K: Kernel> Ruleset<K> {
             probed: false,
             counts,
             settled: false,
+            owned: false,
+            overwritten: false,
+            yields: false,
         }
     }
 
@@ -125,13 +134,49 @@ impl<K: Kernel> Ruleset<K> {
         self.rules.set_node(state);
     }
 
-    /// Brings services, and what the node has become, to the kernel, with whatever an earlier call could not bring there. A
-    /// service that the kernel refuses, alone and twice, keeps its last good rules; the others are written.
-    pub async fn program(&mut self, services: &Services) -> Outcome {
+    /// From now on what somebody else writes is left as it is, or is not.
+    pub fn set_yields(&mut self, yields: bool) {
+        self.yields = yields;
+    }
+
+    /// Whether somebody else has written rules in kube-proxy's form over ours since this was asked last.
+    pub fn was_overwritten(&mut self) -> bool {
+        std::mem::take(&mut self.overwritten)
+    }
+
+    /// Whatever the kernel holds, and whoever wrote it, is written over by the next [`program`](Self::program).
+    pub fn take_over(&mut self) {
+        (self.owned, self.adopted) = (false, false);
+    }
+
+    /// Takes note of what services are to be, for the next [`program`](Self::program).
+    pub fn note(&mut self, services: &Services) {
         for (key, service) in services {
             self.good.entry(key.clone()).or_insert_with(|| self.rules.get(key).cloned());
             self.set(key, service.clone());
         }
+    }
+
+    /// Removes the chain that a running kube-proxy makes again.
+    ///
+    /// # Errors
+    /// When the kernel does not take that.
+    pub async fn remove_canary(&mut self) -> Result<(), KernelError> {
+        self.kernel.restore(&iptables::without_canary()).await
+    }
+
+    /// Whether that chain is there.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn has_canary(&mut self) -> Result<bool, KernelError> {
+        self.kernel.has_canary().await
+    }
+
+    /// Brings services, and what the node has become, to the kernel, with whatever an earlier call could not bring there. A
+    /// service that the kernel refuses, alone and twice, keeps its last good rules; the others are written.
+    pub async fn program(&mut self, services: &Services) -> Outcome {
+        self.note(services);
         let began = Instant::now();
         let mut outcome = Outcome { full: !self.adopted, ..Outcome::default() };
         outcome.failed = self.settle(&mut outcome).await.err();
@@ -272,7 +317,10 @@ impl<K: Kernel> Ruleset<K> {
     async fn write(&mut self, outcome: &mut Outcome) -> Result<(), Failed> {
         loop {
             self.adopt().await?;
-            let Some(write) = self.rules.write() else { return Ok(()) };
+            let Some(write) = self.rules.write() else {
+                self.owned = true;
+                return Ok(());
+            };
             outcome.restores += 1;
             let count = write.chains.len() + write.deleted.len();
             match self.kernel.restore(&write.text).await {
@@ -281,6 +329,7 @@ impl<K: Kernel> Ruleset<K> {
                     tracing::debug!(family = self.name, chains, sections = write.sections, "wrote");
                     self.rules.written();
                     outcome.chains += count;
+                    self.owned = true;
                     return Ok(());
                 }
                 Err(error) => {
@@ -304,6 +353,12 @@ impl<K: Kernel> Ruleset<K> {
             return Ok(());
         }
         let saved = self.kernel.save().await?;
+        if self.owned && iptables::is_kube_proxys(&iptables::parse(&saved)) {
+            (self.owned, self.overwritten) = (self.yields, true);
+            if self.yields {
+                return Err(KernelError::Rival { family: self.name });
+            }
+        }
         if !self.probed {
             // Rules of ours that are there say what the last probe found.
             let ours = |line: &str| line.contains("--bytecode") && line.ends_with("-j KUBE-SVC-0-HAIRPIN");

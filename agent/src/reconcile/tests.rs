@@ -113,7 +113,11 @@ impl Kernel for TestKernel {
     }
 
     async fn in_place(&mut self) -> Result<bool, KernelError> {
-        Ok(self.holds("-A PREROUTING "))
+        Ok(self.holds("-A PREROUTING ") && self.holds(":KUBE-SVC-0-HAIRPIN "))
+    }
+
+    async fn has_canary(&mut self) -> Result<bool, KernelError> {
+        Ok(self.holds(":KUBE-PROXY-CANARY "))
     }
 }
 
@@ -122,6 +126,7 @@ struct World {
     mailbox: Arc<Mailbox>,
     programmed: watch::Receiver<Programmed>,
     registry: Registry,
+    metrics: Metrics,
     revision: u64,
     health: Health,
 }
@@ -143,9 +148,9 @@ impl World {
         let config = draft.check(Names::Flags, "n1").unwrap();
         let health = Health::new(Settings::plain(t::CLUSTER, "n1"), mailbox.clone(), metrics.last_heard());
         let reconciler =
-            Reconciler::new(&config, vec![ruleset], addresses, programmed, metrics, health.clone());
+            Reconciler::new(&config, vec![ruleset], addresses, programmed, metrics.clone(), health.clone());
         tokio::spawn(reconciler.run(mailbox.clone()));
-        Self { kernel, mailbox, programmed: seen, registry, revision: 0, health }
+        Self { kernel, mailbox, programmed: seen, registry, metrics, revision: 0, health }
     }
 
     /// Gives services to program, and waits until it is said that they are.
@@ -472,3 +477,76 @@ async fn nothing_is_written_before_something_is_to_be_programmed() {
 
 mod health;
 mod sync;
+
+/// What a kube-proxy makes of our rules.
+const THEIRS: &str = "*nat\n:KUBE-POSTROUTING - [0:0]\n:KUBE-SVC-0-HAIRPIN - [0:0]\n:KUBE-SEP-SXIVWICOYRO3J4NJ - [0:0]\n\
+    -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN\n-A KUBE-POSTROUTING -j MASQUERADE\n\
+    -A KUBE-SEP-SXIVWICOYRO3J4NJ -p tcp -j DNAT --to-destination 10.0.0.1:8080\n-X KUBE-SVC-0-HAIRPIN\nCOMMIT\n\
+    *mangle\n:KUBE-PROXY-CANARY - [0:0]\nCOMMIT\n";
+
+impl World {
+    /// A kube-proxy writes.
+    fn overwrite(&self) {
+        self.kernel.with(|state| state.fake.restore(THEIRS).unwrap());
+    }
+
+    async fn event(&mut self, wanted: impl Fn(&Event) -> bool) {
+        let told = |programmed: &Programmed| programmed.events.iter().any(|(_, event)| wanted(event));
+        tokio::time::timeout(Duration::from_secs(6), self.programmed.wait_for(told)).await.unwrap().unwrap();
+    }
+
+    /// Waits until the canary is gone.
+    async fn asked(&self) {
+        let gone = async {
+            while self.kernel.holds(":KUBE-PROXY-CANARY ") {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(700), gone).await.unwrap();
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_writes_over_the_rules_twice_is_left_to_it_until_it_is_gone() {
+    let mut world = World::start(TestKernel::new());
+    world.program(&[("ns/a", Some(web(1, "10.0.0.1")))]).await;
+    let ours = world.kernel.with(|state| state.fake.save());
+    world.overwrite();
+    world.event(|event| matches!(event, Event::RulesRestored(_))).await;
+    assert_eq!(world.kernel.with(|state| state.fake.save()), ours, "the first time they are put right");
+
+    world.overwrite();
+    world.event(|event| matches!(event, Event::SecondWriter(_))).await;
+    assert_eq!(world.metrics.second_writer.get(), 1);
+    world.asked().await;
+    // It is there, and writes everything, so that nothing of ours is left among it.
+    world.overwrite();
+    let theirs = world.kernel.with(|state| state.fake.save());
+    let through = Revision(2);
+    let services = [(t::key("ns/a"), Some(Arc::new(web(1, "10.0.0.2"))))].into();
+    let cursor = Some(Cursor { epoch: Epoch([1; 16]), through });
+    world.mailbox.put(Batch { services, cursor, ..Batch::default() }, Instant::now());
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(world.kernel.with(|state| state.fake.save()), theirs, "what waits is not written");
+    assert_eq!(world.programmed.borrow().cursor.unwrap().through, Revision(1), "nor said to be");
+    assert_eq!(world.metrics.second_writer.get(), 1);
+
+    // The next time nobody answers.
+    let done = |programmed: &Programmed| programmed.cursor.is_some_and(|cursor| cursor.through == through);
+    world.programmed.wait_for(done).await.unwrap();
+    assert!(world.kernel.holds("10.0.0.2:8080") && !world.kernel.holds("KUBE-SEP-SXIVWICOYRO3J4NJ"));
+    assert_eq!(world.metrics.second_writer.get(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_is_given_way_who_only_loads_a_firewall_anew() {
+    let mut world = World::start(TestKernel::new());
+    world.program(&[("ns/a", Some(web(1, "10.0.0.1")))]).await;
+    let before = world.kernel.with(|state| state.fake.save());
+    for _ in 0..20 {
+        world.kernel.with(|state| state.fake = Fake::default());
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        assert_eq!(world.kernel.with(|state| state.fake.save()), before);
+    }
+    assert_eq!(world.metrics.second_writer.get(), 0);
+}

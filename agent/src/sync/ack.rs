@@ -41,6 +41,19 @@ pub struct Rejected {
 pub enum Event {
     /// The rules were lost and have been written again.
     RulesRestored(String),
+    /// Another program writes the same rules, so nothing is written.
+    SecondWriter(String),
+}
+
+impl Event {
+    fn to_proto(&self) -> pb::NodeEvent {
+        use pb::node_event::Type;
+        let (of, message) = match self {
+            Self::RulesRestored(message) => (Type::RulesRestored, message),
+            Self::SecondWriter(message) => (Type::SecondWriter, message),
+        };
+        pb::NodeEvent { r#type: of.into(), message: message.clone() }
+    }
 }
 
 /// The rejected records, as they travel: as many as leave a message room within its limit.
@@ -97,10 +110,7 @@ impl Acks {
             return Due::At(next);
         }
         let news = now.events.iter().filter(|(number, _)| *number > self.told);
-        let events = news.map(|(_, Event::RulesRestored(message))| pb::NodeEvent {
-            r#type: pb::node_event::Type::RulesRestored.into(),
-            message: message.clone(),
-        });
+        let events = news.map(|(_, event)| event.to_proto());
         let ack = pb::Ack {
             through: programmed.through.0,
             programming_micros: u64::try_from(now.took.as_micros()).unwrap_or(u64::MAX),

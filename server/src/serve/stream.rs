@@ -126,7 +126,7 @@ impl Stream {
                 tracing::info!(node = &*node, "agent connected");
                 self.node = Some(node);
             }
-            Ok(Heard::Acked { through, programming, rejected }) => {
+            Ok(Heard::Acked { through, programming, rejected, events }) => {
                 let metrics = &self.shared.metrics;
                 metrics.acks.inc();
                 metrics.programming.observe(programming.as_secs_f64());
@@ -141,6 +141,9 @@ impl Stream {
                         error,
                         "rejected by the kernel"
                     );
+                }
+                for event in events {
+                    tracing::warn!(node = self.node(), event, "said by the node");
                 }
             }
             Ok(Heard::Nothing) => {}
