@@ -76,6 +76,8 @@ pub async fn run(
         tracing::info!(family = ruleset.name(), flavour = ?flavour, "will be programmed");
         rulesets.push(ruleset);
     }
+    let families: Vec<Family> = rulesets.iter().map(Ruleset::family).collect();
+    config.suits(&families)?;
     let admin = match config.metrics {
         None => None,
         Some(address) => Some(
@@ -90,7 +92,6 @@ pub async fn run(
     registry.register_collector(Box::new(Process::new()));
     let metrics = Metrics::register(&mut registry);
     let mailbox = Arc::new(Mailbox::default());
-    let families: Vec<Family> = rulesets.iter().map(Ruleset::family).collect();
     registry.register_collector(Box::new(Waiting::new(mailbox.clone(), families.clone(), started.into())));
     if counters {
         nfacct::register(&mut registry);

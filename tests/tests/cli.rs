@@ -74,6 +74,43 @@ fn the_agent_says_what_is_wrong() -> Result<()> {
         &["run", "--node-name", "n1", "--server", "127.0.0.1:1", "--cluster-cidr", "10.0.0.0/99"],
     )?;
     assert!(String::from_utf8_lossy(&flag.stderr).contains("10.0.0.0/99"));
+    let agent = |more: &[&str]| agent(&[&["--server", "127.0.0.1:1"], more].concat());
+    let bridge = agent(&["--detect-local-mode=BridgeInterface"])?;
+    assert_eq!(bridge, "--detect-local-mode BridgeInterface needs --pod-bridge-interface");
+    let mixed = agent(&["--nodeport-addresses=primary,10.0.0.0/8"])?;
+    assert_eq!(mixed, "--nodeport-addresses primary,10.0.0.0/8: primary has to stand alone");
+    let periods = agent(&["--iptables-sync-period=1s", "--iptables-min-sync-period=2s"])?;
+    assert_eq!(periods, "--iptables-min-sync-period 2s is longer than --iptables-sync-period 1s");
+    Ok(())
+}
+
+#[test]
+fn a_file_of_kube_proxys_is_taken_or_named() -> Result<()> {
+    let here = scratch("cli")?;
+    let (file, written) = (here.path().join("config.conf"), here.path().join("written.yaml"));
+    let paths = [&file, &written].map(|path| path.display().to_string());
+    let arguments = ["run", "--config", &paths[0], "--write-config-to", &paths[1]];
+    let says = |body: &str| -> Result<String> {
+        let head = "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\n";
+        std::fs::write(&file, format!("{head}{body}\n"))?;
+        fails("distributary-agent", &arguments)
+    };
+    assert!(fails("distributary-agent", &arguments)?.starts_with(&format!("--config {}: ", paths[0])));
+    let mode = says("mode: ipvs")?;
+    assert_eq!(mode, format!("--config {}: mode ipvs is not there, only iptables is", paths[0]));
+    let kind = says("oomScoreAdj: much")?;
+    assert!(kind.ends_with("oomScoreAdj is a text, a whole number is wanted"), "{kind}");
+    assert!(!written.exists(), "nothing is written of what is refused");
+    says("spelt: wrong\nclusterCIDR: 10.0.0.0/99")?;
+    let kubeadm = concat!(env!("CARGO_MANIFEST_DIR"), "/../agent/src/config/file/kubeadm.yaml");
+    let output = run(
+        "distributary-agent",
+        &["run", "--node-name", "n1", "--config", kubeadm, "--write-config-to", &paths[1]],
+    )?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains("clientConnection.kubeconfig do not apply"), "{said}");
+    let written = std::fs::read_to_string(&written)?;
+    assert!(written.contains("clusterCIDR: 10.244.0.0/16") && written.contains("hostnameOverride: n1"));
     Ok(())
 }
 

@@ -38,6 +38,17 @@ pub enum Missing {
     },
 }
 
+/// What a host cannot be programmed with for want of a family.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unsuitable {
+    /// The node's primary address.
+    #[error("the bind address {0} is of a family whose rules this host does not have")]
+    Address(IpAddr),
+    /// Every pod's address.
+    #[error("this host has rules of {0} alone, and no network of the cluster CIDR is of it")]
+    ClusterCidr(&'static str),
+}
+
 impl Facts {
     /// Nothing is known but how the node is to be programmed.
     pub fn new(config: Config) -> Self {
@@ -136,6 +147,25 @@ impl Config {
                 let nets = of_family(nets, Family::V4);
                 self.localhost_node_ports && (matches_all(&nets) || nets.iter().any(covers_loopback))
             }
+        }
+    }
+
+    /// Why a host that has only these families cannot be programmed as it is said (§9.3).
+    ///
+    /// # Errors
+    /// One clear line.
+    pub fn suits(&self, families: &[Family]) -> Result<(), Unsuitable> {
+        let told = self.bind_address;
+        if !told.is_unspecified() && !families.contains(&Family::of(&told)) {
+            return Err(Unsuitable::Address(told));
+        }
+        let nets = &self.cluster_cidr;
+        let of_none = nets.iter().all(|net| !families.contains(&Family::of(&net.addr())));
+        match families {
+            [family] if self.detect_local == DetectLocal::ClusterCidr && !nets.is_empty() && of_none => {
+                Err(Unsuitable::ClusterCidr(family.as_str()))
+            }
+            _ => Ok(()),
         }
     }
 

@@ -177,6 +177,29 @@ fn pod_cidrs_are_waited_for_and_followed() {
 }
 
 #[test]
+fn a_host_of_one_family_is_not_told_of_the_other_alone() {
+    let v6_pods = |draft: &mut Draft| draft.cluster_cidr = vec!["fd00::/8".parse().unwrap()];
+    let (both, v4) = ([Family::V4, Family::V6], [Family::V4]);
+    assert_eq!(config(v6_pods).suits(&both), Ok(()));
+    assert_eq!(
+        config(v6_pods).suits(&v4).unwrap_err().to_string(),
+        "this host has rules of IPv4 alone, and no network of the cluster CIDR is of it"
+    );
+    assert_eq!(config(|_| {}).suits(&v4), Ok(()));
+    let by_node = config(|draft| {
+        v6_pods(draft);
+        draft.detect_local_mode = DetectLocalMode::NodeCidr;
+    });
+    assert_eq!(by_node.suits(&v4), Ok(()));
+    let bound = config(|draft| draft.bind_address = "fd00::2".parse().unwrap());
+    assert_eq!(
+        bound.suits(&v4).unwrap_err().to_string(),
+        "the bind address fd00::2 is of a family whose rules this host does not have"
+    );
+    assert_eq!(config(|draft| draft.bind_address = "::".parse().unwrap()).suits(&v4), Ok(()));
+}
+
+#[test]
 fn a_node_that_is_gone_is_kept_and_a_zone_may_go() {
     let mut facts = facts(|_| {});
     assert_eq!(&*facts.state(Family::V4).unwrap().zone, "");
