@@ -32,6 +32,7 @@ use crate::observe;
 use crate::reconcile::{Reconciler, Ruleset};
 use crate::sync::Programmed;
 use crate::sync::client::Client;
+use crate::sync::dial::Dialer;
 use crate::sync::mailbox::Mailbox;
 
 /// Follows a server and programs the node until shutdown. The rules stay. `flags` is what people are shown of `args`.
@@ -112,6 +113,7 @@ pub async fn run(
     let (programmed, seen) = watch::channel(Programmed::default());
     let client = Client::new(
         server,
+        Dialer::default(),
         rules.cluster(),
         config.node.clone(),
         mailbox.clone(),

@@ -17,6 +17,7 @@ use crate::iptables::{Family, Flavour, Iptables};
 use crate::metrics::Metrics;
 use crate::node::Facts;
 use crate::sync::client::Client;
+use crate::sync::dial::Dialer;
 use crate::sync::mailbox::Mailbox;
 
 /// How long a server may take to say what it has.
@@ -88,7 +89,15 @@ async fn from_server(server: String, cluster: Name, node: Name) -> anyhow::Resul
     let mailbox = Arc::new(Mailbox::default());
     let (_nothing, programmed) = watch::channel(Default::default());
     let metrics = Metrics::register(&mut Registry::default());
-    let client = Client::new(vec![server.clone()], cluster, node, mailbox.clone(), programmed, metrics);
+    let client = Client::new(
+        vec![server.clone()],
+        Dialer::default(),
+        cluster,
+        node,
+        mailbox.clone(),
+        programmed,
+        metrics,
+    );
     let (batch, _) = tokio::select! {
         ended = client.run() => { ended?; bail!("the server {server} ended the stream") }
         taken = tokio::time::timeout(PATIENCE, mailbox.take()) => taken.with_context(|| {

@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::node::Facts;
 use crate::sync::Programmed;
 use crate::sync::client::Client;
+use crate::sync::dial::Dialer;
 use crate::sync::mailbox::Mailbox;
 
 /// kube-proxy has 10249.
@@ -50,7 +51,15 @@ pub async fn run(args: RunArgs, config: Config, shutdown: CancellationToken) -> 
     let mailbox = Arc::new(Mailbox::default());
     // The server is told of no revision: none of it is in the kernel by us.
     let (_programmed, seen) = watch::channel(Programmed::default());
-    let client = Client::new(server, rules.cluster(), config.node.clone(), mailbox.clone(), seen, metrics);
+    let client = Client::new(
+        server,
+        Dialer::default(),
+        rules.cluster(),
+        config.node.clone(),
+        mailbox.clone(),
+        seen,
+        metrics,
+    );
     let ready = Ready::default();
     let unready = ready.hold("the first comparison");
     let mut tasks = Tasks::default();

@@ -13,16 +13,15 @@ use distributary_runtime::backoff::Backoff;
 use pb::distribution_client::DistributionClient;
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Endpoint;
 
 use super::ack::{Acks, Due, Programmed, rejections};
+use super::dial::{Dialer, Server};
 use super::mailbox::Mailbox;
 use super::session::{Heard, Session};
 use crate::metrics::Metrics;
 
 /// Three heartbeats, at their slowest.
 const SILENCE: Duration = Duration::from_secs(18);
-const CONNECT: Duration = Duration::from_secs(5);
 /// After all servers were behind what this agent holds for so long, an older state is taken.
 const BEHIND: Duration = Duration::from_secs(30);
 /// A stream that lived so long was a good one: the next failure is a new one.
@@ -32,6 +31,7 @@ const HEALTHY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub struct Client {
     servers: Vec<String>,
+    dialer: Dialer,
     cluster: Name,
     session: Session,
     mailbox: Arc<Mailbox>,
@@ -46,6 +46,7 @@ impl Client {
     /// `programmed` tells what of them is in the kernel.
     pub fn new(
         servers: Vec<String>,
+        dialer: Dialer,
         cluster: Name,
         node: Name,
         mailbox: Arc<Mailbox>,
@@ -53,7 +54,7 @@ impl Client {
         metrics: Metrics,
     ) -> Self {
         let session = Session::new(cluster.clone(), node);
-        Self { servers, cluster, session, mailbox, programmed, metrics, behind_since: None }
+        Self { servers, dialer, cluster, session, mailbox, programmed, metrics, behind_since: None }
     }
 
     /// Goes on for ever.
@@ -99,12 +100,7 @@ impl Client {
         accept_older: bool,
         acks: &mut Acks,
     ) -> anyhow::Result<Throttled> {
-        let endpoint = Endpoint::from_shared(format!("http://{server}"))
-            .with_context(|| format!("{server:?} is not HOST:PORT"))?
-            .connect_timeout(CONNECT)
-            .tcp_nodelay(true)
-            .http2_keep_alive_interval(SILENCE);
-        let channel = endpoint.connect().await.context("cannot connect")?;
+        let channel = self.dialer.dial(&Server::new(server)).await?;
         let mut client = DistributionClient::new(channel).max_decoding_message_size(FRAME_BYTES + (64 << 10));
 
         let parked = rejections(&self.programmed.borrow().rejected, &self.cluster);

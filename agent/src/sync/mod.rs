@@ -1,7 +1,9 @@
-//! The agent's side of the stream: [`session`] decides, [`client`] moves bytes, [`ack`] says what the kernel has.
+//! The agent's side of the stream: [`session`] decides, [`client`] moves bytes, [`dial`] connects, [`ack`]
+//! says what the kernel has.
 
 pub mod ack;
 pub mod client;
+pub mod dial;
 pub mod mailbox;
 pub mod session;
 pub mod underway;
