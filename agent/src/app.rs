@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::Context;
 use distributary_runtime::admin::{self, SharedRegistry};
@@ -11,10 +12,11 @@ use distributary_runtime::tasks::Tasks;
 use jiff::Timestamp;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{RunArgs, check_servers, load};
+use crate::checkpoint::store::Store;
 use crate::config::Config;
 use crate::conntrack::table::Conntrack;
 use crate::conntrack::{self, Ledger, Worker};
@@ -24,16 +26,20 @@ use crate::health::{Health, Settings, server};
 use crate::host;
 use crate::host::families::{Programmable, programmable};
 use crate::iptables::{self, Family, Flavour, Options};
+use crate::kernel::tools::Tools;
 use crate::kernel::{Kernel, Readable};
 use crate::metrics::Metrics;
 use crate::metrics::kube_proxy::Waiting;
 use crate::nfacct;
 use crate::observe;
 use crate::reconcile::{Reconciler, Ruleset};
-use crate::sync::Programmed;
-use crate::sync::client::Client;
+use crate::sync::client::{Client, Look};
 use crate::sync::dial::Dialer;
 use crate::sync::mailbox::Mailbox;
+use crate::sync::{self, Programmed};
+
+/// For what is held to be saved when the process ends.
+const LAST_SAVE: Duration = Duration::from_secs(5);
 
 /// Follows a server and programs the node until shutdown. The rules stay. `flags` is what people are shown of `args`.
 ///
@@ -54,7 +60,9 @@ pub async fn run(
     for net in config.loopback_in_vain() {
         tracing::error!(%net, "--nodeport-addresses has a loopback network where node ports are not answered");
     }
-    let RunArgs { rules, server, insecure, iptables_flavour, init_only, unhealthy_after_stale, .. } = args;
+    let RunArgs {
+        rules, state, server, insecure, iptables_flavour, init_only, unhealthy_after_stale, ..
+    } = args;
     check_servers(&server, insecure)?;
     if init_only {
         return prepare(&config, iptables_flavour.wanted()).await;
@@ -70,13 +78,16 @@ pub async fn run(
         tracing::warn!(error = format!("{e:#}"), "the OOM score stays as it is");
     }
     let (counters, be_liberal) = (nfacct::ensure(), host::sysctl::is_liberal());
-    let mut rulesets = Vec::new();
+    let (mut rulesets, mut readable) = (Vec::new(), Vec::new());
     for Programmable { family, tools, flavour } in programmable(iptables_flavour.wanted()).await? {
         let options = Options { counters, be_liberal, ..config.options(rules.cluster(), flavour) };
+        let look_at = tools.clone();
         let ruleset = Ruleset::new(family, tools, options);
         tracing::info!(family = ruleset.name(), flavour = ?flavour, "will be programmed");
         rulesets.push(ruleset);
+        readable.push(look_at);
     }
+    let look: Look = Box::new(move || Box::pin(holds_rules(readable.clone())));
     let families: Vec<Family> = rulesets.iter().map(Ruleset::family).collect();
     config.suits(&families)?;
     let admin = match config.metrics {
@@ -111,15 +122,24 @@ pub async fn run(
     let health = Health::new(settings, mailbox.clone(), metrics.last_heard());
     let ready = Ready::default();
     let (programmed, seen) = watch::channel(Programmed::default());
-    let client = Client::new(
-        server,
-        Dialer::default(),
-        rules.cluster(),
-        config.node.clone(),
-        mailbox.clone(),
-        seen.clone(),
-        metrics.clone(),
-    );
+    let settings = sync::Settings {
+        patience: state.hold_removals,
+        ..sync::Settings::new(rules.cluster(), config.node.clone())
+    };
+    let dialer = Dialer::default();
+    let client =
+        Client::new(server, dialer, settings.clone(), mailbox.clone(), seen.clone(), metrics.clone())
+            .until(shutdown.clone());
+    let (client, saving) = match state.state_dir {
+        None => (client, None),
+        Some(folder) => {
+            let store = Store::open(&folder)?;
+            let saved = store.load_or_not(&settings.cluster, &settings.node);
+            let (saves, checkpoints) = mpsc::channel(1);
+            let saving = tokio::spawn(store.run(checkpoints, metrics.checkpoint_failures.clone()));
+            (client.saving(settings, saved, saves, look), Some(saving))
+        }
+    };
 
     let mut tasks = Tasks::default();
     if config.routes_localnet() {
@@ -128,9 +148,10 @@ pub async fn run(
     tasks.spawn("ready", when_programmed(seen, ready.hold("the first write to the kernel")));
     if let Some(admin) = admin {
         let told = Told { config: Arc::new(config.to_v1alpha1()), flags, started };
-        tasks.spawn("admin", admin::serve(admin, ready, registry, debug::router(told), shutdown.clone()));
+        let more = debug::router(told).merge(debug::stream::router(client.status(), client.release()));
+        tasks.spawn("admin", admin::serve(admin, ready, registry, more, shutdown.clone()));
     }
-    tasks.spawn("stream", client.run());
+    let mut stream = tokio::spawn(client.run());
     tasks.spawn("conntrack", Worker::new(ledgers, Conntrack, passes).run(flows.clone()));
     let (addresses, listed) = watch::channel(BTreeSet::new());
     if config.needs_addresses() {
@@ -149,7 +170,39 @@ pub async fn run(
     let reconciler = reconciler.followed_by(flows);
     tasks.spawn("health check ports", Ports::new(health, reconciler.node()).run());
     tasks.spawn("reconcile", reconciler.run(mailbox));
-    tasks.supervise(&shutdown).await
+    let (ended, streaming) = tokio::select! {
+        ended = tasks.supervise(&shutdown) => (ended, Some(stream)),
+        ended = &mut stream => (ended.map_err(anyhow::Error::from).flatten().context("stream"), None),
+    };
+    // What is held is saved before the process ends.
+    shutdown.cancel();
+    let last = async {
+        if let Some(stream) = streaming {
+            let _ = stream.await;
+        }
+        if let Some(saving) = saving {
+            let _ = saving.await;
+        }
+    };
+    if tokio::time::timeout(LAST_SAVE, last).await.is_err() {
+        tracing::warn!("the last checkpoint took too long and was not saved");
+    }
+    ended
+}
+
+/// Whether the kernel holds chains of Services, ours or kube-proxy's; `None`: it cannot be seen.
+async fn holds_rules(mut readable: Vec<Tools>) -> Option<bool> {
+    for tools in &mut readable {
+        match tools.save().await {
+            Ok(saved) if iptables::holds_services(&iptables::parse(&saved)) => return Some(true),
+            Ok(_) => {}
+            Err(e) => {
+                tracing::warn!(error = %e, "it cannot be seen whether the kernel holds rules");
+                return None;
+            }
+        }
+    }
+    Some(false)
 }
 
 /// Does what needs more rights than rules do: the rule that keeps others off the loopback network comes before the
@@ -173,7 +226,7 @@ async fn prepare(config: &Config, flavour: Option<Flavour>) -> anyhow::Result<()
 
 /// Once the rule that keeps others off is in the kernel.
 async fn route_localnet(mut seen: watch::Receiver<Programmed>) -> anyhow::Result<()> {
-    seen.wait_for(|programmed| programmed.cursor.is_some()).await.context("the reconciler is gone")?;
+    seen.wait_for(|programmed| programmed.written).await.context("the reconciler is gone")?;
     if let Err(e) = host::sysctl::route_localnet() {
         tracing::error!(error = format!("{e:#}"), "node ports are not answered at the loopback address");
     }
@@ -181,7 +234,7 @@ async fn route_localnet(mut seen: watch::Receiver<Programmed>) -> anyhow::Result
 }
 
 async fn when_programmed(mut seen: watch::Receiver<Programmed>, ready: Pending) -> anyhow::Result<()> {
-    seen.wait_for(|programmed| programmed.cursor.is_some()).await.context("the reconciler is gone")?;
+    seen.wait_for(|programmed| programmed.written).await.context("the reconciler is gone")?;
     drop(ready);
     std::future::pending().await
 }

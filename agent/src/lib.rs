@@ -1,9 +1,9 @@
 //! distributary-agent: holds the table that the servers stream, and programs the node's packet filter with it.
 //!
 //! ```text
-//! sync::client (IO) ─► sync::session (pure) ─► reconcile ─► plan, iptables (pure) ─► kernel (IO)
-//!        ▲                                         │
-//!        └───────────────── acks ──────────────────┘
+//! sync::client (IO) ─► sync::driver, session (pure) ─► reconcile ─► plan, iptables (pure) ─► kernel (IO)
+//!        ▲                                                 │
+//!        └───────────────────── acks ──────────────────────┘
 //! ```
 //!
 //! [`reconcile`] is the only writer of the kernel's rules. [`conntrack`] follows it, and looks after the flows that
@@ -11,6 +11,7 @@
 
 pub mod app;
 pub mod args;
+pub mod checkpoint;
 pub mod cleanup;
 pub mod config;
 pub mod conntrack;

@@ -16,6 +16,7 @@ use crate::host;
 use crate::iptables::{Family, Flavour, Iptables};
 use crate::metrics::Metrics;
 use crate::node::Facts;
+use crate::sync::Settings;
 use crate::sync::client::Client;
 use crate::sync::dial::Dialer;
 use crate::sync::mailbox::Mailbox;
@@ -92,8 +93,7 @@ async fn from_server(server: String, cluster: Name, node: Name) -> anyhow::Resul
     let client = Client::new(
         vec![server.clone()],
         Dialer::default(),
-        cluster,
-        node,
+        Settings::new(cluster, node),
         mailbox.clone(),
         programmed,
         metrics,

@@ -28,6 +28,11 @@ impl Hash {
         bytes.try_into().ok().map(|bytes| Self(u128::from_be_bytes(bytes)))
     }
 
+    /// The first half, which names a record, or its content, in lists.
+    pub fn first64(self) -> u64 {
+        (self.0 >> 64) as u64
+    }
+
     #[must_use]
     fn plus(self, other: Self) -> Self {
         Self(self.0.wrapping_add(other.0))

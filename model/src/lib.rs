@@ -19,6 +19,7 @@ pub mod table;
 pub mod testing;
 
 pub use ages::Ages;
+pub use codec::messages::Candidate;
 pub use delta::{Change, Op};
 pub use hash::{Digest, Hash};
 pub use intern::Interner;

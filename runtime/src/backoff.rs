@@ -26,8 +26,12 @@ impl Backoff {
 
     /// How long to wait before the next attempt: anything from nothing to the present bound, equally likely.
     pub fn next_delay(&mut self) -> Duration {
-        let bound = self.delays.next().unwrap_or(self.most);
-        bound.mul_f64(fastrand::f64())
+        self.next_bound().mul_f64(fastrand::f64())
+    }
+
+    /// The bound of the next delay, for those who take their chances themselves.
+    pub fn next_bound(&mut self) -> Duration {
+        self.delays.next().unwrap_or(self.most)
     }
 
     /// An attempt succeeded.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use axum::Router;
+use axum::{Extension, Router};
 use hyper::body::{Body, Incoming};
 use hyper::server::conn::http1;
 use hyper::service::HttpService;
@@ -36,6 +36,10 @@ pub struct Http {
     builder: http1::Builder,
     room: Arc<Semaphore>,
 }
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
 
 /// Room for one connection. The default one is beyond what is counted.
 #[derive(Debug, Default)]
@@ -70,9 +74,8 @@ impl Http {
         }
     }
 
-    /// Serves a router until shutdown.
+    /// Serves a router until shutdown. Its handlers find a [`Peer`] among the request's extensions.
     pub async fn serve(&self, listener: &TcpListener, router: Router, shutdown: &CancellationToken) {
-        let service = TowerToHyperService::new(router);
         let mut connections = JoinSet::new();
         loop {
             let accepted = async {
@@ -83,7 +86,9 @@ impl Http {
                 () = shutdown.cancelled() => return,
                 Some(_) = connections.join_next() => {}
                 (stream, room) = accepted => {
-                    connections.spawn(self.clone().connection(stream, service.clone(), room));
+                    let Ok(peer) = stream.peer_addr() else { continue };
+                    let service = TowerToHyperService::new(router.clone().layer(Extension(Peer(peer))));
+                    connections.spawn(self.clone().connection(stream, service, room));
                 }
             }
         }

@@ -85,11 +85,21 @@ pub fn wait_ok(namespace: &Namespace, address: SocketAddr, path: &str) -> String
 /// One HTTP request in the namespace: the status and the body. HTTP 1.0 has no chunks in which a line could be cut.
 #[must_use]
 pub fn get(namespace: &Namespace, address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    request(namespace, address, "GET", path)
+}
+
+/// The same, with POST and nothing more.
+#[must_use]
+pub fn post(namespace: &Namespace, address: SocketAddr, path: &str) -> Option<(u16, String)> {
+    request(namespace, address, "POST", path)
+}
+
+fn request(namespace: &Namespace, address: SocketAddr, method: &str, path: &str) -> Option<(u16, String)> {
     use std::io::{Read, Write};
     namespace.within(|| {
         let mut stream = std::net::TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-        write!(stream, "GET {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
+        write!(stream, "{method} {path} HTTP/1.0\r\nHost: {address}\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;
         let (head, body) = answer.split_once("\r\n\r\n")?;

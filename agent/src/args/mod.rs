@@ -3,6 +3,7 @@
 pub mod load;
 mod observe;
 mod proxy;
+mod state;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::iptables::Flavour;
 
 pub use observe::ObserveArgs;
 pub use proxy::{HostArgs, RuleArgs};
+pub use state::StateArgs;
 
 /// Programs the packet filter of a node with the Services of its cluster.
 #[derive(Clone, Debug, clap::Parser)]
@@ -56,7 +58,10 @@ pub struct RunArgs {
     /// How it is compared instead of written.
     #[command(flatten)]
     pub observe: ObserveArgs,
-    /// Servers, tried in turn
+    /// What is kept over restarts.
+    #[command(flatten)]
+    pub state: StateArgs,
+    /// Servers; a name stands for all of its addresses
     #[arg(
         long,
         env = "DISTRIBUTARY_SERVER",

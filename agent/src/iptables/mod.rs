@@ -48,7 +48,7 @@ pub use fixed::{
 };
 pub use parse::{Dump, Table, parse};
 pub use text::Write;
-pub use theirs::{is_kube_proxys, without_canary};
+pub use theirs::{holds_services, is_kube_proxys, without_canary};
 
 /// Which iptables it is: they differ in what a large write costs (spec/layout.md §5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,7 +241,7 @@ impl Iptables {
         self.laid.iter().find(|(_, laid)| laid.chains.iter().any(|name| **name == *chain)).map(|(key, _)| key)
     }
 
-    /// Whether the kernel holds chains of Services, ours or kube-proxy's.
+    /// Whether the kernel holds chains of Services, ours or kube-proxy's, as far as it was adopted.
     pub fn holds_services(&self) -> bool {
         self.kernel.ids().any(|(_, name)| names::is_per_service(name) && !names::is_bucket(name))
     }

@@ -17,6 +17,12 @@ pub fn is_kube_proxys(kernel: &Dump<'_>) -> bool {
         || kernel.chains(Table::Nat).any(of_endpoint)
 }
 
+/// Whether there are chains of Services, ours or kube-proxy's.
+pub fn holds_services(kernel: &Dump<'_>) -> bool {
+    let of_service = |name: &str| names::is_per_service(name) && !names::is_bucket(name);
+    [Table::Nat, Table::Filter].iter().any(|table| kernel.chains(*table).any(|(name, _)| of_service(name)))
+}
+
 /// Text for `iptables-restore --noflush` that removes the chain which a running kube-proxy makes again.
 pub fn without_canary() -> String {
     let section = |table: Table| {

@@ -42,6 +42,12 @@ pub struct Metrics {
     pub conflicts: Gauge,
     /// How old the server's knowledge of the API was at its last heartbeat.
     pub staleness: Gauge<f64, AtomicU64>,
+    /// Services of which more is programmed than the server has.
+    pub held_services: Gauge,
+    /// The endpoints of these.
+    pub held_endpoints: Gauge,
+    /// Checkpoints that could not be saved.
+    pub checkpoint_failures: Counter,
     /// What kube-proxy counts, under its names.
     pub kube_proxy: KubeProxy,
     heard: Heard,
@@ -63,7 +69,7 @@ impl Metrics {
             connected: Gauge::default(),
             services: Gauge::default(),
             revision: Gauge::default(),
-            programming: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            programming: Histogram::new(exponential_buckets(0.001, 2_f64.sqrt(), 30)),
             restores: Counter::default(),
             restore_failures: Counter::default(),
             chains_written: Counter::default(),
@@ -72,6 +78,9 @@ impl Metrics {
             second_writer: Gauge::default(),
             conflicts: Gauge::default(),
             staleness: Gauge::default(),
+            held_services: Gauge::default(),
+            held_endpoints: Gauge::default(),
+            checkpoint_failures: Counter::default(),
             kube_proxy,
             heard: Heard { started: Instant::now(), millis: Arc::default() },
         };
@@ -115,13 +124,27 @@ impl Metrics {
             "Since the server's source was last known to be up to date, as of its last heartbeat",
             this.staleness.clone(),
         );
+        registry.register(
+            "held_services",
+            "Services that have vanished from the server, or their endpoints, and are programmed a while longer",
+            this.held_services.clone(),
+        );
+        registry.register(
+            "held_endpoints",
+            "Endpoints that such Services are programmed with",
+            this.held_endpoints.clone(),
+        );
+        registry.register(
+            "checkpoint_failures",
+            "Checkpoints that could not be saved",
+            this.checkpoint_failures.clone(),
+        );
         registry.register_collector(Box::new(this.heard.clone()));
         this
     }
 
-    /// A server said something; `live`: past its End.
-    pub fn heard(&self, live: bool) {
-        self.connected.set(live.into());
+    /// A server said something.
+    pub fn heard(&self) {
         self.heard.millis.store(self.heard.now(), Ordering::Relaxed);
     }
 

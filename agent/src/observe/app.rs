@@ -19,10 +19,10 @@ use crate::config::Config;
 use crate::host::families::{Programmable, programmable};
 use crate::metrics::Metrics;
 use crate::node::Facts;
-use crate::sync::Programmed;
 use crate::sync::client::Client;
 use crate::sync::dial::Dialer;
 use crate::sync::mailbox::Mailbox;
+use crate::sync::{Programmed, Settings};
 
 /// kube-proxy has 10249.
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 7402);
@@ -54,8 +54,7 @@ pub async fn run(args: RunArgs, config: Config, shutdown: CancellationToken) -> 
     let client = Client::new(
         server,
         Dialer::default(),
-        rules.cluster(),
-        config.node.clone(),
+        Settings::new(rules.cluster(), config.node.clone()),
         mailbox.clone(),
         seen,
         metrics,

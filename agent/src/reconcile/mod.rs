@@ -309,6 +309,7 @@ impl<K: Kernel> Reconciler<K> {
         );
         let rejected = Arc::new(self.rejected.clone());
         self.programmed.send_modify(|programmed| {
+            programmed.written = true;
             programmed.cursor = cursor.or(programmed.cursor);
             programmed.took = took;
             programmed.rejected = rejected;

@@ -15,6 +15,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// What the kernel has.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Programmed {
+    /// Something is.
+    pub written: bool,
     /// Everything up to here, but for the rejected records.
     pub cursor: Option<Cursor>,
     /// Receive to kernel, of the newest batch.

@@ -1,171 +1,240 @@
-//! Keeps a stream open to one of the servers: connects, feeds the session, hands on what is to be programmed, sends
-//! acks, and goes to the next server when this one fails.
+//! Does what the [driver](super::driver) orders: connects, moves messages, hands on what is to be programmed.
 
+use std::collections::BTreeMap;
+use std::future::{pending, poll_fn};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::task::Poll;
+use std::time::Instant;
 
-use anyhow::{Context, bail};
-use distributary_model::limits::FRAME_BYTES;
-use distributary_model::{Cursor, Name};
-use distributary_proto::v1 as pb;
+use anyhow::Context;
 use distributary_runtime::alarm;
-use distributary_runtime::backoff::Backoff;
-use pb::distribution_client::DistributionClient;
+use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 
-use super::ack::{Acks, Due, Programmed, rejections};
+use super::ack::Programmed;
 use super::dial::{Dialer, Server};
+use super::driver::{Driver, LinkId, Note, Order, Settings, Status};
+use super::link::{Link, Told};
 use super::mailbox::Mailbox;
-use super::session::{Heard, Session};
+use super::resolve::resolve;
+use crate::checkpoint::Checkpoint;
 use crate::metrics::Metrics;
 
-/// Three heartbeats, at their slowest.
-const SILENCE: Duration = Duration::from_secs(18);
-/// After all servers were behind what this agent holds for so long, an older state is taken.
-const BEHIND: Duration = Duration::from_secs(30);
-/// A stream that lived so long was a good one: the next failure is a new one.
-const HEALTHY: Duration = Duration::from_secs(10);
+/// Says whether the kernel holds rules of ours; `None`: it cannot be seen.
+pub type Look = Box<dyn FnMut() -> BoxFuture<'static, Option<bool>> + Send>;
 
 /// Keeps the stream.
-#[derive(Debug)]
 pub struct Client {
     servers: Vec<String>,
     dialer: Dialer,
-    cluster: Name,
-    session: Session,
+    driver: Driver,
+    links: BTreeMap<LinkId, Link>,
     mailbox: Arc<Mailbox>,
     programmed: watch::Receiver<Programmed>,
     metrics: Metrics,
-    /// Since when every server that was found is behind what is held; `None`: it is not so.
-    behind_since: Option<Instant>,
+    status: watch::Sender<Status>,
+    released: mpsc::Receiver<()>,
+    release: mpsc::Sender<()>,
+    saves: Option<mpsc::Sender<Box<Checkpoint>>>,
+    look: Option<Look>,
+    looking: Option<BoxFuture<'static, Option<bool>>>,
+    shutdown: CancellationToken,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("driver", &self.driver).finish_non_exhaustive()
+    }
 }
 
 impl Client {
-    /// Of an agent that holds nothing yet. `servers` are HOST:PORT each, tried in turn; batches go to the mailbox, and
-    /// `programmed` tells what of them is in the kernel.
+    /// Of an agent that holds nothing yet. `servers` are HOST:PORT each; batches go to the mailbox, and `programmed` tells
+    /// what of them is in the kernel.
     pub fn new(
         servers: Vec<String>,
         dialer: Dialer,
-        cluster: Name,
-        node: Name,
+        settings: Settings,
         mailbox: Arc<Mailbox>,
         programmed: watch::Receiver<Programmed>,
         metrics: Metrics,
     ) -> Self {
-        let session = Session::new(cluster.clone(), node);
-        Self { servers, dialer, cluster, session, mailbox, programmed, metrics, behind_since: None }
+        let (release, released) = mpsc::channel(1);
+        Self {
+            servers,
+            dialer,
+            driver: Driver::new(settings, None, now()),
+            links: BTreeMap::new(),
+            mailbox,
+            programmed,
+            metrics,
+            status: watch::Sender::new(Status::default()),
+            released,
+            release,
+            saves: None,
+            look: None,
+            looking: None,
+            shutdown: CancellationToken::new(),
+        }
     }
 
-    /// Goes on for ever.
+    /// Goes on from what an earlier process saved, and saves what it holds. `look` says whether the kernel has rules.
+    #[must_use]
+    pub fn saving(
+        self,
+        settings: Settings,
+        saved: Option<Checkpoint>,
+        saves: mpsc::Sender<Box<Checkpoint>>,
+        look: Look,
+    ) -> Self {
+        let settings = Settings { saves: true, ..settings };
+        let driver = Driver::new(settings, saved, now());
+        Self { driver, saves: Some(saves), look: Some(look), ..self }
+    }
+
+    /// Ends with that, after it has saved what it holds.
+    #[must_use]
+    pub fn until(self, shutdown: CancellationToken) -> Self {
+        Self { shutdown, ..self }
+    }
+
+    /// How it stands, from now on.
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.status.subscribe()
+    }
+
+    /// Who sends there lets held removals go.
+    pub fn release(&self) -> mpsc::Sender<()> {
+        self.release.clone()
+    }
+
+    /// Goes on until shutdown.
     ///
     /// # Errors
-    /// Never: without a server the rules stay, and it is tried again.
+    /// When nobody takes what is to be programmed any more. Without a server the rules stay, and it is tried again.
     pub async fn run(mut self) -> anyhow::Result<()> {
-        let mut backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(60));
-        let mut acks = Acks::default();
-        for turn in 0_usize.. {
-            let server = self.servers[turn % self.servers.len()].clone();
-            let began = Instant::now();
-            let accept_older = self.behind_since.is_some_and(|since| since.elapsed() >= BEHIND);
-            acks.next_stream();
-            let ended = self.stream(&server, accept_older, &mut acks).await;
-            self.metrics.connected.set(0);
-            let delay = match ended {
-                Ok(Throttled { retry_after, reason, behind }) => {
-                    tracing::info!(server, reason, "the server asks to wait");
-                    if behind {
-                        self.behind_since.get_or_insert(began);
+        let (tell, mut told) = watch::channel(Vec::<Server>::new());
+        let mut resolving = std::pin::pin!(resolve(std::mem::take(&mut self.servers), tell));
+        loop {
+            while let Some(order) = self.driver.next_order() {
+                self.obey(order);
+            }
+            self.show();
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                (link, told) = heard(&mut self.links, &self.driver) => match told {
+                    Told::Connected => self.driver.connected(link, now()),
+                    Told::Message(message, received) => {
+                        self.driver.heard(link, *message, received);
+                        self.metrics.heard();
                     }
-                    retry_after.mul_f64(1.0 + fastrand::f64())
+                    Told::Lost(error) => self.driver.lost(link, error, now()),
+                },
+                changed = self.programmed.changed() => {
+                    changed.context("the reconciler is gone")?;
+                    let programmed = self.programmed.borrow_and_update().clone();
+                    self.driver.programmed(programmed, now());
                 }
-                Err(e) => {
-                    if began.elapsed() > HEALTHY {
-                        backoff.reset();
-                    }
-                    let delay = backoff.next_delay();
-                    let wait_ms = delay.as_millis();
-                    tracing::warn!(server, error = %format!("{e:#}"), wait_ms, "no stream; the rules stay as they are");
-                    delay
+                Ok(()) = told.changed() => {
+                    let servers = told.borrow_and_update().clone();
+                    self.driver.servers(servers, now());
                 }
-            };
-            tokio::time::sleep(delay).await;
+                Some(()) = self.released.recv() => self.driver.release(now()),
+                holds = answer(&mut self.looking) => {
+                    self.looking = None;
+                    self.driver.kernel(holds, now());
+                }
+                () = alarm::at(self.driver.wake_at()) => self.driver.tick(now()),
+                () = &mut resolving => {}
+            }
+        }
+        if let (Some(saves), Some(checkpoint)) = (self.saves.take(), self.driver.last_checkpoint(now())) {
+            let _ = saves.send(checkpoint).await;
         }
         Ok(())
     }
 
-    async fn stream(
-        &mut self,
-        server: &str,
-        accept_older: bool,
-        acks: &mut Acks,
-    ) -> anyhow::Result<Throttled> {
-        let channel = self.dialer.dial(&Server::new(server)).await?;
-        let mut client = DistributionClient::new(channel).max_decoding_message_size(FRAME_BYTES + (64 << 10));
-
-        let parked = rejections(&self.programmed.borrow().rejected, &self.cluster);
-        let (said, outbound) = mpsc::channel(4);
-        said.send(self.session.hello(parked, accept_older)).await?;
-        let answer = tokio::time::timeout(SILENCE, client.subscribe(ReceiverStream::new(outbound)));
-        let mut inbound = answer.await.context("no answer")?.map_err(clear)?.into_inner();
-
-        let mut stream = None::<Cursor>;
-        let mut ack_at = None;
-        let mut heard_at = tokio::time::Instant::now();
-        loop {
-            tokio::select! {
-                message = tokio::time::timeout_at(heard_at + SILENCE, inbound.message()) => {
-                    heard_at = tokio::time::Instant::now();
-                    let message = message.context("nothing heard for three heartbeats")?.map_err(clear)?;
-                    let Some(message) = message else { bail!("the server ended the stream") };
-                    let was_live = self.session.is_live();
-                    let received = Instant::now();
-                    match self.session.on(message, received)? {
-                        Heard::Nothing => {}
-                        Heard::Staleness(staleness) => {
-                            self.metrics.staleness.set(staleness.as_secs_f64());
-                        }
-                        Heard::Throttle { retry_after, reason, behind } => {
-                            return Ok(Throttled { retry_after, reason, behind });
-                        }
-                        Heard::Batch(batch) => {
-                            stream = batch.cursor.or(stream);
-                            self.mailbox.put(batch, received);
-                        }
-                    }
-                    self.metrics.heard(self.session.is_live());
-                    if self.session.is_live() && !was_live {
-                        self.behind_since = None;
-                        let (services, through) = (self.session.table().len(), stream.map(|cursor| cursor.through.0));
-                        tracing::info!(server, services, revision = through, "in step with the server");
-                    }
+    fn obey(&mut self, order: Order) {
+        match order {
+            Order::Dial(id, server) => {
+                self.links.insert(id, Link::dial(self.dialer.clone(), server));
+            }
+            Order::Say(id, message) => {
+                if self.links.get(&id).is_some_and(|link| !link.say(message)) {
+                    self.driver.lost(id, "the server reads nothing".to_owned(), now());
                 }
-                changed = self.programmed.changed() => changed.context("the reconciler is gone")?,
-                () = alarm::at(ack_at) => {}
             }
-            ack_at = None;
-            let now = self.programmed.borrow_and_update().clone();
-            match acks.due(&now, stream, &self.cluster, Instant::now()) {
-                Due::Nothing => {}
-                Due::At(at) => ack_at = Some(at),
-                Due::Now(ack) => said.send(ack).await.context("the server ended the stream")?,
+            Order::Close(id) => _ = self.links.remove(&id),
+            Order::Program(batch, received) => self.mailbox.put(batch, received),
+            Order::LookAtKernel => self.looking = self.look.as_mut().map(|look| look()),
+            Order::Save(checkpoint) => {
+                // One that is still being written is followed by a later one.
+                if self.saves.as_ref().is_some_and(|saves| saves.try_send(checkpoint).is_err()) {
+                    self.driver.unsaved(now());
+                }
             }
+            Order::Note(note) => log(&note),
         }
     }
-}
 
-/// The server asked to come back.
-#[derive(Debug)]
-struct Throttled {
-    retry_after: Duration,
-    reason: String,
-    behind: bool,
-}
-
-/// A status without the parts that only a debugger wants.
-fn clear(status: tonic::Status) -> anyhow::Error {
-    match status.message() {
-        "" => anyhow::anyhow!("the stream broke ({:?})", status.code()),
-        message => anyhow::anyhow!("{message}"),
+    /// Tells people how it stands.
+    fn show(&self) {
+        let status = self.driver.status();
+        self.metrics.connected.set(status.live.into());
+        self.metrics.staleness.set(status.staleness.as_secs_f64());
+        let held = |held: usize| i64::try_from(held).unwrap_or(i64::MAX);
+        self.metrics.held_services.set(held(status.withheld.0));
+        self.metrics.held_endpoints.set(held(status.withheld.1));
+        self.status.send_if_modified(|shown| {
+            let news = *shown != status;
+            *shown = status;
+            news
+        });
     }
+}
+
+/// The next thing that happens to a connection that is to be read.
+async fn heard(links: &mut BTreeMap<LinkId, Link>, driver: &Driver) -> (LinkId, Told) {
+    poll_fn(|cx| {
+        for (id, link) in links.iter_mut().filter(|(id, _)| driver.reads(**id)) {
+            if let Poll::Ready(told) = link.told.poll_recv(cx) {
+                return Poll::Ready((*id, told.unwrap_or_else(|| Told::Lost("the stream ended".to_owned()))));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+async fn answer(looking: &mut Option<BoxFuture<'static, Option<bool>>>) -> Option<bool> {
+    match looking {
+        Some(looking) => looking.await,
+        None => pending().await,
+    }
+}
+
+fn log(note: &Note) {
+    match note {
+        Note::InStep { server, services, revision } => {
+            tracing::info!(%server, services, revision, "in step with the server");
+        }
+        Note::Lost { server, error, wait } => {
+            let wait_ms = wait.as_millis();
+            tracing::warn!(%server, error, wait_ms, "no stream; the rules stay as they are");
+        }
+        Note::Withheld { server, services, endpoints, patience } => {
+            let seconds = patience.as_secs();
+            tracing::error!(%server, services, endpoints, seconds, "{note}");
+        }
+        Note::Throttled { server, .. } => tracing::info!(%server, "{note}"),
+        Note::Moving { to, .. } | Note::Stayed { to, .. } => tracing::info!(%to, "{note}"),
+        Note::FromCheckpoint { services } => tracing::warn!(services, "{note}"),
+        Note::Repairing { .. } => tracing::warn!("{note}"),
+        Note::Released | Note::KernelIsNewer => tracing::info!("{note}"),
+    }
+}
+
+/// As tests may set it.
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
 }

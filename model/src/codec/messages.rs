@@ -1,11 +1,13 @@
 //! The messages around the frames, both ways.
 
+use std::collections::BTreeMap;
+
 use distributary_proto::v1 as pb;
 
 use super::decode::{Malformed, at_most, malformed};
 use super::encode::{address, mark, prefix, record_key, relative};
 use crate::hash::SCHEMA;
-use crate::limits::{LIST, STRING_BYTES};
+use crate::limits::{FRAME_BYTES, LIST, STRING_BYTES};
 use crate::{
     Cursor, Digest, Epoch, Hash, Interner, Key, Mark, Marks, Name, NodeView, ObjectKind, Revision, Taint,
 };
@@ -62,6 +64,92 @@ pub fn cursor_from(cursor: &pb::Cursor) -> Result<Cursor, Malformed> {
 pub fn buckets(cluster: &str, digest: &Digest, own: &str) -> pb::Buckets {
     let sums: Vec<u8> = digest.sums().iter().flat_map(|sum| sum.to_bytes()).collect();
     pb::Buckets { cluster: relative(cluster, own), schema: SCHEMA, sums: sums.into() }
+}
+
+/// A server replica, where an agent may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// HOST:PORT
+    pub address: Name,
+    /// Where it is; empty: nobody says.
+    pub zone: Name,
+    /// How much it can take, relative to the others.
+    pub capacity: u32,
+}
+
+/// Servers as they travel.
+pub fn candidates(candidates: &[Candidate]) -> Vec<pb::Candidate> {
+    let candidate = |one: &Candidate| pb::Candidate {
+        address: one.address.to_string(),
+        zone: one.zone.to_string(),
+        capacity: one.capacity,
+    };
+    candidates.iter().map(candidate).collect()
+}
+
+/// Servers as they came.
+///
+/// # Errors
+/// When there are too many, or one has no address or too long a name.
+pub fn candidates_from(candidates: Vec<pb::Candidate>) -> Result<Vec<Candidate>, Malformed> {
+    at_most(candidates.len(), LIST, "candidates")?;
+    let candidate = |one: pb::Candidate| {
+        if one.address.is_empty() {
+            return malformed("a candidate without an address");
+        }
+        let (address, zone) = (name(&one.address)?, name(&one.zone)?);
+        Ok(Candidate { address, zone, capacity: one.capacity.max(1) })
+    };
+    candidates.into_iter().map(candidate).collect()
+}
+
+/// What is in one bucket of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BucketList {
+    /// Of this cluster.
+    pub cluster: Name,
+    /// Which bucket.
+    pub bucket: u8,
+    /// The first halves of the hash of the key and of the content, of every record.
+    pub entries: Vec<(u64, u64)>,
+}
+
+/// Lists as they came.
+///
+/// # Errors
+/// When there are too many, one is of no bucket or breaks off, or names what is in another bucket.
+pub fn bucket_lists_from(lists: pb::BucketLists, own: &Name) -> Result<Vec<BucketList>, Malformed> {
+    at_most(lists.lists.len(), LIST, "lists of buckets")?;
+    let entries: usize = lists.lists.iter().map(|list| list.entries.len() / 2).sum();
+    at_most(entries, FRAME_BYTES / 16, "records in lists of buckets")?;
+    let list = |list: pb::BucketList| {
+        let Ok(bucket) = u8::try_from(list.bucket) else {
+            return malformed(format!("the bucket {}, the last one is 255", list.bucket));
+        };
+        let (pairs, rest) = list.entries.as_chunks::<2>();
+        if !rest.is_empty() {
+            return malformed(format!("a list of the bucket {bucket} that breaks off"));
+        }
+        if let Some([key, _]) = pairs.iter().find(|[key, _]| key.to_be_bytes()[0] != bucket) {
+            return malformed(format!("the key {key:016x} in a list of the bucket {bucket}"));
+        }
+        let cluster = if list.cluster.is_empty() { own.clone() } else { name(&list.cluster)? };
+        Ok(BucketList {
+            cluster,
+            bucket,
+            entries: pairs.iter().map(|[key, content]| (*key, *content)).collect(),
+        })
+    };
+    lists.lists.into_iter().map(list).collect()
+}
+
+/// The hashes of the keys whose records are lacking, as they travel.
+pub fn want(wanted: &BTreeMap<Name, Vec<u64>>, own: &str) -> pb::Want {
+    let of_cluster = |(cluster, key_hashes): (&Name, &Vec<u64>)| pb::WantedKeys {
+        cluster: relative(cluster, own),
+        key_hashes: key_hashes.clone(),
+    };
+    pb::Want { wanted: wanted.iter().map(of_cluster).collect() }
 }
 
 /// Key as it travels.

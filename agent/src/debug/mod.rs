@@ -1,6 +1,8 @@
 //! What kube-proxy's metrics server has beside /metrics (spec/kube-proxy.md §5.3): people and tools ask it which mode
 //! runs, and with which configuration.
 
+pub mod stream;
+
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
