@@ -21,8 +21,16 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// # Errors
 /// When it cannot be started.
 pub fn server(namespace: &Namespace, arguments: &[&str]) -> Result<Running> {
+    server_at(namespace, SERVER, arguments)
+}
+
+/// Starts a server in a namespace that listens there for agents. Its admin port is the caller's to say.
+///
+/// # Errors
+/// When it cannot be started.
+pub fn server_at(namespace: &Namespace, listen: &str, arguments: &[&str]) -> Result<Running> {
     let mut command = Command::new(binary("distributary-server"));
-    command.args(["--listen", SERVER, "--log", "info,distributary_server=debug", "--log-format", "json"]);
+    command.args(["--listen", listen, "--log", "info,distributary_server=debug", "--log-format", "json"]);
     namespace.spawn("distributary-server", command.args(arguments))
 }
 

@@ -54,6 +54,9 @@ impl Choice {
 
     /// The servers that a server named.
     pub fn named(&mut self, candidates: &[Candidate]) {
+        if self.named == candidates {
+            return;
+        }
         self.named = candidates.to_vec();
         let known: BTreeSet<String> = self.ranked().into_iter().map(|server| server.address).collect();
         self.not_before.retain(|address, _| known.contains(address));

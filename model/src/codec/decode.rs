@@ -265,7 +265,11 @@ fn no_hash(key: &Key, length: usize) -> Malformed {
     Malformed(format!("a change of {key} with a content hash of {length} bytes instead of 16"))
 }
 
-pub(super) fn at_most(found: usize, limit: usize, what: &str) -> Result<(), Malformed> {
+/// Refuses more than a limit of the contract.
+///
+/// # Errors
+/// When there is more.
+pub fn at_most(found: usize, limit: usize, what: &str) -> Result<(), Malformed> {
     if found > limit {
         return malformed(format!("{found} {what}, where {limit} are the limit"));
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use distributary_proto::v1 as pb;
 
-use super::decode::{Malformed, at_most, malformed};
+pub use super::decode::at_most;
+use super::decode::{Malformed, malformed};
 use super::encode::{address, mark, prefix, record_key, relative};
 use crate::hash::SCHEMA;
 use crate::limits::{FRAME_BYTES, LIST, STRING_BYTES};

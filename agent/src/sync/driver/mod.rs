@@ -28,6 +28,8 @@ const SILENCE: Duration = Duration::from_secs(18);
 const DIAL: Duration = Duration::from_secs(10);
 /// After all servers were behind what this agent holds for so long, an older state is taken.
 const BEHIND: Duration = Duration::from_secs(30);
+/// What a server said of that so long ago says nothing any more: the others may have been out of reach meanwhile.
+const BEHIND_STILL: Duration = Duration::from_secs(180);
 /// A stream that lived so long was a good one: the next failure is a new one.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// So long a server has to answer before a checkpoint is programmed.
@@ -89,8 +91,8 @@ pub struct Driver {
     failures: Backoff,
     /// When a server is dialled, where there is no stream.
     dial_at: Option<Instant>,
-    /// Since when every server that was found is behind what is held; `None`: it is not so.
-    behind_since: Option<Instant>,
+    /// Since when every server that was found is behind what is held, and when one last was; `None`: it is not so.
+    behind: Option<(Instant, Instant)>,
     /// How stale the current server's sources were, as it said at that moment.
     staleness: (Duration, Instant),
     audit: Audit,
@@ -145,7 +147,7 @@ impl Driver {
             probes: Probes::default(),
             failures: Backoff::new(Duration::from_millis(500), Duration::from_secs(60)),
             dial_at: Some(now),
-            behind_since: None,
+            behind: None,
             staleness: (Duration::ZERO, now),
             audit: Audit::default(),
             acks: Acks::default(),
@@ -198,7 +200,9 @@ impl Driver {
         let parked = self.parked();
         let hello = if let Some(current) = self.current.as_mut().filter(|one| one.id == link) {
             current.heard = Some(now);
-            let accept_older = self.behind_since.is_some_and(|since| now.duration_since(since) >= BEHIND);
+            let accept_older = self.behind.is_some_and(|(since, last)| {
+                now.duration_since(since) >= BEHIND && now.duration_since(last) < BEHIND_STILL
+            });
             self.acks.next_stream();
             self.session.hello(parked, accept_older)
         } else if let Some(beside) = self.beside.as_mut().filter(|one| one.id == link) {
@@ -465,7 +469,7 @@ impl Driver {
 
     /// The stream has reached its End.
     fn in_step(&mut self, told: Option<Duration>, now: Instant) {
-        self.behind_since = None;
+        self.behind = None;
         self.cold_at = None;
         let revision = self.session.cursor().map_or(0, |cursor| cursor.through.0);
         let services = self.session.table().len();
@@ -516,7 +520,8 @@ impl Driver {
             return;
         }
         if behind {
-            self.behind_since.get_or_insert(dialled);
+            let still = self.behind.filter(|(_, last)| now.duration_since(*last) < BEHIND_STILL);
+            self.behind = Some((still.map_or(dialled, |(since, _)| since), now));
         }
         self.current = None;
         self.go_on_beside(now);

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use distributary_model::codec::{Decoder, Malformed, Told, messages};
 use distributary_model::delta::Refused;
+use distributary_model::limits::{LIST, STRING_BYTES};
 use distributary_model::{
     Candidate, Cursor, Epoch, Held, Interner, Key, Kind, Marks, Name, NodeView, Revision, Table, hash,
 };
@@ -363,14 +364,14 @@ impl Session {
                 self.named(throttle.candidates)?;
                 Ok(Heard::Throttle {
                     retry_after: Duration::from_millis(throttle.retry_after_millis.min(60_000)),
-                    reason: throttle.reason,
+                    reason: cut(throttle.reason),
                     behind: throttle.behind,
                 })
             }
             Some(FromServer::Drain(drain)) => {
                 let candidates = self.named(drain.candidates)?;
                 let slot = Duration::from_millis(drain.slot_millis.min(3_600_000));
-                Ok(Heard::Drain { slot, reason: drain.reason, candidates })
+                Ok(Heard::Drain { slot, reason: cut(drain.reason), candidates })
             }
             None => Ok(Heard::Nothing),
         }
@@ -652,11 +653,15 @@ impl Session {
 
     /// The roots of complete sources.
     fn roots(&mut self, sources: &[pb::SourceState]) -> Result<Vec<(Name, hash::Hash)>, Failed> {
+        messages::at_most(sources.len(), LIST, "sources")?;
         let mut roots = Vec::new();
         for source in sources.iter().filter(|source| source.complete) {
             let cluster = match source.cluster.is_empty() {
                 true => self.cluster.clone(),
-                false => self.names.name(&source.cluster),
+                false => {
+                    messages::at_most(source.cluster.len(), STRING_BYTES, "bytes of a string")?;
+                    self.names.name(&source.cluster)
+                }
             };
             roots.push((cluster, messages::root_from(&source.root)?));
         }
@@ -723,6 +728,12 @@ impl Session {
             .collect();
         Batch { services, node, cursor, underway: Underway::default() }
     }
+}
+
+/// What is for people, and no longer than they read.
+fn cut(mut reason: String) -> String {
+    reason.truncate(reason.floor_char_boundary(STRING_BYTES));
+    reason
 }
 
 /// How stale the stalest source is.

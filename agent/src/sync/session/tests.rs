@@ -487,6 +487,70 @@ fn rule_1_5_more_than_a_stream_may_carry_is_refused_and_changes_nothing() {
     let said = world.session.on(lists, world.now).unwrap_err().to_string();
     assert_eq!(said, "protocol error: 65537 records in lists of buckets, where 65536 are the limit");
     world.assert_has(&server);
+
+    let candidate = pb::Candidate { address: "a:1".into(), ..Default::default() };
+    let source = pb::SourceState { complete: true, cluster: "c".repeat(257), ..Default::default() };
+    let long = pb::Candidate { zone: "z".repeat(257), ..candidate.clone() };
+    let key = pb::Change { namespace: "n".repeat(257), name: "x".into(), ..Default::default() };
+    let endpoint = || pb::Endpoint { address: vec![10, 0, 0, 1].into(), ..Default::default() };
+    let put = |put: pb::Put| pb::Change {
+        namespace: "ns".into(),
+        name: "x".into(),
+        content_hash: vec![0; 16].into(),
+        change: Some(pb::change::Change::Put(put)),
+        ..Default::default()
+    };
+    let header = |ports| {
+        let header =
+            pb::ServiceHeader { ports: vec![pb::ServicePort::default(); ports], ..Default::default() };
+        Some(pb::put::Header::Service(header))
+    };
+    let frame = |change| FromServer::Frame(pb::Frame { changes: vec![change], ..Default::default() });
+    for (message, wanted) in [
+        (
+            FromServer::Drain(pb::Drain { candidates: vec![candidate; 1_001], ..Default::default() }),
+            "1001 candidates",
+        ),
+        (
+            FromServer::Throttle(pb::Throttle { candidates: vec![long], ..Default::default() }),
+            "a name of 257 bytes",
+        ),
+        (
+            FromServer::Heartbeat(pb::Heartbeat {
+                marks: vec![pb::Mark::default(); 1_001],
+                ..Default::default()
+            }),
+            "1001 marks",
+        ),
+        (
+            FromServer::Heartbeat(pb::Heartbeat {
+                revision: server.revision,
+                sources: vec![source],
+                ..Default::default()
+            }),
+            "257 bytes of a string",
+        ),
+        (frame(key), "257 bytes of a string"),
+        (frame(put(pb::Put { header: header(101), ..Default::default() })), "101 ports of a service"),
+        (
+            frame(put(pb::Put { header: header(1), endpoints: vec![endpoint(); 65_537], more: false })),
+            "65537 endpoints of a service",
+        ),
+        (
+            FromServer::Frame(pb::Frame {
+                zstd: vec![1].into(),
+                raw_length: (1 << 20) + 1,
+                ..Default::default()
+            }),
+            "1048577 bytes of a frame after decompression",
+        ),
+    ] {
+        world.snapshot(&server);
+        let message = pb::ServerMessage { message: Some(message) };
+        let said = world.session.on(message, world.now).unwrap_err().to_string();
+        assert!(said.starts_with("protocol error: ") && said.contains(wanted), "{said}, not {wanted}");
+        world.assert_has(&server);
+    }
 }
 
 #[test]

@@ -41,12 +41,15 @@ pub struct Withheld {
     patience: Duration,
     kept: BTreeMap<Arc<Key>, Kept>,
     claims: BTreeMap<Claim, BTreeSet<Arc<Key>>>,
+    ends: BTreeSet<(Instant, Arc<Key>)>,
+    endpoints: usize,
 }
 
 impl Withheld {
     /// Nothing yet; what comes is held for so long.
     pub fn new(patience: Duration) -> Self {
-        Self { patience, kept: BTreeMap::new(), claims: BTreeMap::new() }
+        let (kept, claims, ends) = (BTreeMap::new(), BTreeMap::new(), BTreeSet::new());
+        Self { patience, kept, claims, ends, endpoints: 0 }
     }
 
     /// What is to be programmed, where that is more than the table has.
@@ -61,12 +64,12 @@ impl Withheld {
 
     /// Services, and the endpoints that they are programmed with.
     pub fn size(&self) -> (usize, usize) {
-        (self.kept.len(), self.kept.values().map(|kept| kept.service.endpoints.len()).sum())
+        (self.kept.len(), self.endpoints)
     }
 
     /// When the first of them gives way by itself.
     pub fn until(&self) -> Option<Instant> {
-        self.kept.values().map(|kept| kept.until).min()
+        self.ends.first().map(|(until, _)| *until)
     }
 
     /// Goes on with what an earlier process held.
@@ -146,16 +149,15 @@ impl Withheld {
 
     /// Everything whose time has come gives way.
     pub(super) fn expire(&mut self, now: Instant) -> BTreeSet<Arc<Key>> {
-        let over = |(key, kept): (&Arc<Key>, &Kept)| (kept.until <= now).then(|| key.clone());
-        let keys: BTreeSet<_> = self.kept.iter().filter_map(over).collect();
+        let over = self.ends.iter().take_while(|(until, _)| *until <= now);
+        let keys: BTreeSet<_> = over.map(|(_, key)| key.clone()).collect();
         keys.iter().for_each(|key| _ = self.give_up(key));
         keys
     }
 
     /// Everything gives way.
     pub(super) fn release(&mut self) -> BTreeSet<Arc<Key>> {
-        self.claims.clear();
-        std::mem::take(&mut self.kept).into_keys().collect()
+        std::mem::replace(self, Self::new(self.patience)).kept.into_keys().collect()
     }
 
     /// What a service claims that it did not before is nobody else's.
@@ -191,11 +193,15 @@ impl Withheld {
         for claim in claims(&kept.service) {
             self.claims.entry(claim).or_default().insert(key.clone());
         }
+        self.ends.insert((kept.until, key.clone()));
+        self.endpoints += kept.service.endpoints.len();
         self.kept.insert(key, kept);
     }
 
     fn give_up(&mut self, key: &Arc<Key>) -> bool {
         let Some(kept) = self.kept.remove(key) else { return false };
+        self.ends.remove(&(kept.until, key.clone()));
+        self.endpoints -= kept.service.endpoints.len();
         for claim in claims(&kept.service) {
             if let Some(keys) = self.claims.get_mut(&claim) {
                 keys.remove(key);
