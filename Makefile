@@ -1,5 +1,5 @@
 # Everything that a developer, and CI, does. `make demo` and `make test` set up what they need.
-.PHONY: demo test lint fmt doc bench deny pure parity
+.PHONY: demo test lint fmt doc bench bench-fleet soak deny pure parity
 
 export CARGO_TERM_COLOR ?= auto
 
@@ -40,6 +40,18 @@ bench:
 	cargo build --release --workspace --bins
 	cargo bench -p distributary-agent --bench layout
 	target/release/bench
+
+# One server with thousands of agents.
+bench-fleet:
+	@scripts/setup test
+	cargo build --release -p distributary-e2e --bins
+	target/release/bench-fleet
+
+# Half an hour of changes and kills, or SOAK_MINUTES.
+soak:
+	@scripts/setup test
+	cargo build --workspace --bins
+	target/debug/soak
 
 # Licences, advisories and duplicates of dependencies; needs cargo-deny.
 deny:

@@ -153,6 +153,11 @@ impl fmt::Debug for Digest {
 }
 
 impl Digest {
+    /// Of buckets with these sums.
+    pub fn from_sums(sums: [Hash; 256]) -> Self {
+        Self(sums)
+    }
+
     /// Takes a record's change in: its hash before, and after (`None`: no record).
     pub fn change(&mut self, key: &Key, before: Option<Hash>, after: Option<Hash>) {
         let sum = &mut self.0[bucket(key)];

@@ -44,13 +44,31 @@ pub async fn bind(args: Args) -> anyhow::Result<Bound> {
 }
 
 impl Bound {
-    /// Serves until shutdown.
+    /// Serves what the arguments say, until shutdown.
     ///
     /// # Errors
     /// When a part of it ends by itself.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        match &self.args.source {
+            SourceArg::Dir(path) => {
+                let source = Dir::open(path.clone())?;
+                self.run_with(source, shutdown).await
+            }
+            SourceArg::Kubernetes => {
+                let client = kubernetes::client(self.args.kubeconfig.as_deref()).await?;
+                self.run_with(kubernetes::Kubernetes::new(client), shutdown).await
+            }
+        }
+    }
+
+    /// Serves a source, whatever the arguments say of one, until shutdown.
+    ///
+    /// # Errors
+    /// When a part of it ends by itself.
+    pub async fn run_with(self, origin: impl Source, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { listener, admin, args } = self;
-        let Args { log: _, source, kubeconfig, cluster_id, listen: _, admin_listen: _, insecure: _ } = args;
+        let Args { log: _, source, kubeconfig: _, cluster_id, listen: _, admin_listen: _, insecure: _ } =
+            args;
         let (listen, admin_listen) = (listener.local_addr()?, admin.local_addr()?);
         tracing::info!(%source, %listen, admin = %admin_listen, "starting");
 
@@ -64,13 +82,7 @@ impl Bound {
         let (updates, received) = mpsc::channel(64);
 
         let mut tasks = Tasks::default();
-        match source {
-            SourceArg::Dir(path) => tasks.spawn("source", Dir::open(path)?.run(updates)),
-            SourceArg::Kubernetes => {
-                let client = kubernetes::client(kubeconfig.as_deref()).await?;
-                tasks.spawn("source", kubernetes::Kubernetes::new(client).run(updates));
-            }
-        }
+        tasks.spawn("source", origin.run(updates));
         tasks.spawn("distribute", distribute(shared.clone(), received, ready.hold("the initial lists")));
         let more = axum::Router::new();
         tasks.spawn("admin", admin::serve(admin, ready, registry, more, shutdown.clone()));

@@ -20,8 +20,8 @@ use tempfile::TempDir;
 
 use crate::{
     credentials::Credentials,
-    etcd::{Etcd, free_address, spawn_in},
-    forward::{Forward, Side},
+    etcd::{Etcd, spawn_in},
+    forward::{Forward, Side, free_address},
     netns::Namespace,
     process::{Running, control_plane_program, run, scratch},
     topology,

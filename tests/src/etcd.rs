@@ -2,7 +2,7 @@
 
 use std::{
     io::{Read, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
     time::Duration,
@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 
 use crate::{
-    forward::Side,
+    forward::{Side, free_address},
     process::{Running, control_plane_program},
     wait,
 };
@@ -110,16 +110,6 @@ impl Etcd {
         ensure!(status.contains(" 200 "), "etcd answers {path} with {status}: {body}");
         Ok(serde_json::from_str(body)?)
     }
-}
-
-/// A port that was free a moment ago.
-pub(crate) fn free_address(side: &Side) -> Result<SocketAddr> {
-    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    let listener = match side {
-        Some(namespace) => namespace.within(bind),
-        None => bind(),
-    }?;
-    Ok(listener.local_addr()?)
 }
 
 pub(crate) fn spawn_in(side: &Side, name: &str, command: &Command) -> Result<Running> {

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Shutdown, SocketAddr, TcpListener, TcpStream},
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +20,19 @@ use crate::{
 
 /// Where one end of a door is: in a namespace of the test, or (`None`) in the test's own.
 pub type Side = Option<Arc<Namespace>>;
+
+/// A loopback port that was free a moment ago.
+///
+/// # Errors
+/// When there is none.
+pub fn free_address(side: &Side) -> Result<SocketAddr> {
+    let bind = || TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    let listener = match side {
+        Some(namespace) => namespace.within(bind),
+        None => bind(),
+    }?;
+    Ok(listener.local_addr()?)
+}
 
 /// A door. It is shut on drop, and connections through it are cut then, or by [`Forward::cut`].
 #[derive(Debug)]

@@ -9,6 +9,8 @@ pub mod controlplane;
 mod credentials;
 pub mod deployed;
 mod etcd;
+pub mod figures;
+pub mod fleet;
 pub mod forward;
 pub mod janitor;
 pub mod kube_proxy;

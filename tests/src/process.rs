@@ -2,10 +2,10 @@
 
 use std::{
     env, fs,
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{
         OnceLock,
         mpsc::{Sender, channel},
@@ -41,11 +41,36 @@ impl Running {
     /// # Errors
     /// When the program cannot be started.
     pub fn spawn(name: &str, command: &Command) -> Result<Self> {
+        Self::spawn_with(name, command, |wrapped, file| {
+            wrapped.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+            Ok(())
+        })
+    }
+
+    /// The same with stdin and stdout for the caller. Only stderr goes to the log.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn spawn_piped(name: &str, command: &Command) -> Result<(Self, ChildStdin, ChildStdout)> {
+        let mut running = Self::spawn_with(name, command, |wrapped, file| {
+            wrapped.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(file);
+            Ok(())
+        })?;
+        let pipes = (running.child.stdin.take(), running.child.stdout.take());
+        let (Some(stdin), Some(stdout)) = pipes else { bail!("{name} has no pipes") };
+        Ok((running, stdin, stdout))
+    }
+
+    fn spawn_with(
+        name: &str,
+        command: &Command,
+        connect: impl FnOnce(&mut Command, File) -> Result<()>,
+    ) -> Result<Self> {
         let scratch = scratch(name)?;
         let log = scratch.path().join(format!("{name}.log"));
         let file = OpenOptions::new().create(true).append(true).open(&log)?;
         let mut wrapped = dying_with_us(command);
-        wrapped.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        connect(&mut wrapped, file)?;
         let child =
             spawn_from_lasting_thread(wrapped).with_context(|| format!("start {name}: {command:?}"))?;
         Ok(Self { name: name.to_owned(), child, log, _scratch: scratch })

@@ -14,8 +14,8 @@ use nix::sys::resource::{UsageWho, getrusage};
 use nix::sys::time::TimeValLike;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 
-use super::figures::Samples;
 use super::node::Node;
+use distributary_e2e::figures::Samples;
 
 const ROUNDS: usize = 9;
 const PACKETS: u32 = 8192;

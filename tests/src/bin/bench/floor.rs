@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use distributary_e2e::netns::Namespace;
 
-use super::figures::Samples;
 use super::load::ENDPOINTS;
 use super::node::Node;
+use distributary_e2e::figures::Samples;
 
 /// One service's chain as the kernel has it, and the same with one endpoint replaced.
 #[derive(Debug)]

@@ -3,7 +3,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
 mod connections;
-mod figures;
 mod floor;
 mod kube_proxy;
 mod load;
@@ -25,7 +24,7 @@ use distributary_e2e::process::run;
 use kube::Client;
 
 use connections::Target;
-use figures::{Samples, Table, seconds};
+use distributary_e2e::figures::{Samples, Table, seconds};
 use floor::Floor;
 use kube_proxy::KubeProxy;
 use load::{ENDPOINTS, Load, MOST};

@@ -4,21 +4,26 @@ use std::fmt::Write;
 
 /// Samples of one thing, in milliseconds unless said otherwise.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Samples(Vec<f64>);
+pub struct Samples(Vec<f64>);
 
 impl Samples {
     /// One more.
-    pub(crate) fn push(&mut self, sample: f64) {
+    pub fn push(&mut self, sample: f64) {
         self.0.push(sample);
     }
 
     /// How many.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.0.len()
     }
 
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The sample that `percent` of all are not above (nearest rank). Not a number where there is none.
-    pub(crate) fn percentile(&self, percent: usize) -> f64 {
+    pub fn percentile(&self, percent: usize) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
         let rank = (sorted.len() * percent).div_ceil(100).max(1);
@@ -26,17 +31,17 @@ impl Samples {
     }
 
     /// The middle one.
-    pub(crate) fn median(&self) -> f64 {
+    pub fn median(&self) -> f64 {
         self.percentile(50)
     }
 
     /// The smallest.
-    pub(crate) fn least(&self) -> f64 {
+    pub fn least(&self) -> f64 {
         self.percentile(0)
     }
 
     /// `p50 …, p90 …, p99 …, max …` with the number of samples.
-    pub(crate) fn spread(&self) -> String {
+    pub fn spread(&self) -> String {
         let [p50, p90, p99, max] = [50, 90, 99, 100].map(|percent| self.percentile(percent));
         format!("p50 **{p50:.1}**, p90 {p90:.1}, p99 {p99:.1}, max {max:.1} ms ({} changes)", self.len())
     }
@@ -44,11 +49,11 @@ impl Samples {
 
 /// A Markdown table.
 #[derive(Clone, Debug)]
-pub(crate) struct Table(String);
+pub struct Table(String);
 
 impl Table {
     /// With this head.
-    pub(crate) fn new(head: &[&str]) -> Self {
+    pub fn new(head: &[&str]) -> Self {
         let mut table = Self(String::new());
         table.row(head);
         table.row(&vec!["---"; head.len()]);
@@ -56,20 +61,20 @@ impl Table {
     }
 
     /// Adds a row.
-    pub(crate) fn row<S: AsRef<str>>(&mut self, cells: &[S]) {
+    pub fn row<S: AsRef<str>>(&mut self, cells: &[S]) {
         let cells: Vec<&str> = cells.iter().map(AsRef::as_ref).collect();
         // Writing to a String does not fail.
         let _ = writeln!(self.0, "| {} |", cells.join(" | "));
     }
 
     /// As text.
-    pub(crate) fn text(&self) -> &str {
+    pub fn text(&self) -> &str {
         &self.0
     }
 }
 
 /// `1.23 s`
-pub(crate) fn seconds(millis: f64) -> String {
+pub fn seconds(millis: f64) -> String {
     format!("{:.2} s", millis / 1000.0)
 }
 
