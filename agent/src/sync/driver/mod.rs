@@ -688,4 +688,6 @@ fn restored(saved: Checkpoint, now: Instant) -> Restored {
 }
 
 #[cfg(test)]
+mod history;
+#[cfg(test)]
 mod tests;
