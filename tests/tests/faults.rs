@@ -2,8 +2,12 @@
 //! node ends with what the manifests say, and never loses what it has.
 #![allow(clippy::unwrap_used)]
 
+use std::time::Duration;
+
 use distributary_e2e::fleet::lab::Lab;
 use distributary_e2e::process::Signal;
+
+const PATIENCE: Duration = Duration::from_secs(30);
 
 fn lab(seed: u64) -> Lab {
     Lab::start(2, 20, seed, |_| Vec::new()).unwrap()
@@ -28,7 +32,7 @@ fn without_any_server_the_rules_stay_and_what_was_missed_is_made_up_for() {
     lab.servers = [None, None];
     lab.is_in_step().unwrap();
     lab.replace_agent(0).unwrap();
-    lab.nodes[0].agent.as_mut().unwrap().wait_for_line("no stream", std::time::Duration::from_secs(30));
+    lab.nodes[0].agent.as_mut().unwrap().wait_for_line("no stream", PATIENCE);
     lab.is_in_step().unwrap();
     lab.churn(40).unwrap();
     (0..2).for_each(|index| lab.start_server(index).unwrap());
@@ -56,5 +60,19 @@ fn an_agent_that_is_stopped_makes_up_for_what_it_missed() {
     lab.nodes[0].agent.as_mut().unwrap().signal(Signal::SIGSTOP).unwrap();
     lab.churn(60).unwrap();
     lab.nodes[0].agent.as_mut().unwrap().signal(Signal::SIGCONT).unwrap();
+    lab.in_step().unwrap();
+}
+
+#[test]
+fn a_disk_that_is_full_costs_the_checkpoint_and_nothing_else() {
+    let mut lab = lab(5);
+    lab.fill_disk(0).unwrap();
+    lab.churn(20).unwrap();
+    lab.in_step().unwrap();
+    lab.nodes[0].agent.as_mut().unwrap().wait_for_line("No space left on device", PATIENCE);
+    lab.churn(20).unwrap();
+    lab.in_step().unwrap();
+    lab.replace_agent(0).unwrap();
+    lab.churn(20).unwrap();
     lab.in_step().unwrap();
 }

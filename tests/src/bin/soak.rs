@@ -21,7 +21,7 @@ const SWARM: [&str; 10] = [
     "--slow",
     "10",
     "--slow-millis",
-    "200",
+    "10",
     "--dropping",
     "10",
     "--dropping-seconds",

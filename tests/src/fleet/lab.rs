@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,13 +13,14 @@ use distributary_agent::iptables::parse;
 use distributary_agent::iptables::trace::{From, Host, Packet, Rules};
 use distributary_model::Protocol;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::forward::Forward;
 use crate::manifests::Manifests;
 use crate::netns::Namespace;
 use crate::node::TARGET;
 use crate::objects;
-use crate::process::{Running, binary};
+use crate::process::{Running, binary, prefixed, scratch};
 use crate::wait::within;
 
 /// Where the two servers listen.
@@ -26,6 +28,9 @@ const SERVERS: [&str; 2] = ["127.0.0.1:7400", "127.0.0.1:7500"];
 /// Where they answer probes.
 const ADMINS: [&str; 2] = ["127.0.0.1:7401", "127.0.0.1:7501"];
 const NAMESPACE: &str = "shop";
+/// Mounts a small disk, fills it, and becomes the program that follows.
+const FULL_DISK: &str =
+    r#"mount -t tmpfs -o size=256k none "$0"; head -c 1M /dev/zero > "$0/filling" || true; exec "$@""#;
 /// A server that says nothing for three heartbeats is left, then its rules are to be written: on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -33,6 +38,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Lab {
     manifests: Manifests,
+    /// Where disks are mounted.
+    state: TempDir,
     hub: Arc<Namespace>,
     /// The servers; `None`: one that is down.
     pub servers: [Option<Running>; 2],
@@ -52,6 +59,8 @@ pub struct Node {
     /// The agent; `None` while it is down.
     pub agent: Option<Running>,
     arguments: Vec<String>,
+    /// Where a disk of its own is mounted, which is full when the agent starts.
+    full_disk: Option<PathBuf>,
     _doors: Vec<Forward>,
 }
 
@@ -79,12 +88,14 @@ impl Lab {
                 namespace,
                 agent: None,
                 arguments: arguments(index),
+                full_disk: None,
                 _doors: doors,
             })
         };
         let nodes = Namespace::several(nodes)?.into_iter().enumerate().map(node).collect::<Result<_>>()?;
         let mut lab = Self {
             manifests: Manifests::new()?,
+            state: scratch("state")?,
             hub,
             servers: [None, None],
             nodes,
@@ -132,8 +143,23 @@ impl Lab {
             "0",
         ]);
         command.args(["--log", "info", "--log-format", "json"]).args(&node.arguments);
+        if let Some(disk) = &node.full_disk {
+            let mut below = Command::new("unshare");
+            below.args(["--mount", "sh", "-ec", FULL_DISK]).arg(disk);
+            command.arg("--state-dir").arg(disk);
+            command = prefixed(&below, &command);
+        }
         node.agent = Some(node.namespace.spawn("distributary-agent", &command)?);
         Ok(())
+    }
+
+    /// Kills an agent, and starts one whose state directory is on a disk that is full. Others do not see that disk.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn fill_disk(&mut self, index: usize) -> Result<()> {
+        self.nodes[index].full_disk = Some(self.state.path().to_owned());
+        self.replace_agent(index)
     }
 
     /// Kills a server by SIGKILL, and starts another.
