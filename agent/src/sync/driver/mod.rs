@@ -688,6 +688,4 @@ fn restored(saved: Checkpoint, now: Instant) -> Restored {
 }
 
 #[cfg(test)]
-mod history;
-#[cfg(test)]
 mod tests;

@@ -1,5 +1,7 @@
 //! The driver, with servers that say what a test wants and time in hand.
 
+mod history;
+
 use std::collections::BTreeMap;
 
 use distributary_model::Revision;

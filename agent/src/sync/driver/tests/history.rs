@@ -8,7 +8,7 @@ use pb::agent_message::Message as FromAgent;
 use pb::begin::Mode;
 use proptest::prelude::*;
 
-use super::*;
+use super::super::*;
 use crate::sync::scripted::{Scripted, cluster, service};
 
 const SERVERS: [&str; 3] = ["10.0.0.1:1", "10.0.0.2:1", "10.0.0.3:1"];
@@ -59,7 +59,6 @@ struct Process {
     /// Every commit, with its revision.
     log: Vec<(u64, pb::ServerMessage)>,
     seen: usize,
-    drains: bool,
 }
 
 /// A connection, as its server sees it.
@@ -92,7 +91,10 @@ fn settings() -> Settings {
 }
 
 fn process(epoch: u8) -> Process {
-    Process { state: Scripted::new(epoch), log: Vec::new(), seen: 0, drains: false }
+    let mut state = Scripted::new(epoch);
+    // A list has a resourceVersion, also of nothing.
+    state.mark(1);
+    Process { state, log: Vec::new(), seen: 0 }
 }
 
 impl World {
@@ -206,7 +208,7 @@ impl World {
         for _ in 0..changes {
             let Some((name, after)) = self.truth.get(process.seen).cloned() else { break };
             process.seen += 1;
-            process.state.mark(process.seen as u64);
+            process.state.mark(1 + process.seen as u64);
             let (had, key) = (process.state.table.get(&t::key(&name)).cloned(), t::key(&name));
             let is = after.clone().map(|after| t::held(&key, after));
             if had.map(|had| had.hash) == is.map(|is| is.hash) {
@@ -280,7 +282,6 @@ impl World {
                 }
             }
             Step::Drain(server) => {
-                self.servers[server].drains = true;
                 let drain = self.servers[server].state.drain(500);
                 for id in self.of(server) {
                     let stream = self.streams.get_mut(&id).unwrap();
@@ -336,7 +337,7 @@ impl World {
         // Only after another change is it seen that the last one was forgotten: roots are of a revision.
         self.truth.push(("shop/last".to_owned(), Some(service(99, 1))));
         for server in 0..SERVERS.len() {
-            self.see(server, usize::MAX.min(self.truth.len()));
+            self.see(server, self.truth.len());
             self.servers[server].state.staleness_millis = 0;
         }
         for _ in 0..400 {
