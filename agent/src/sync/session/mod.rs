@@ -387,8 +387,14 @@ impl Session {
     }
 
     fn begin(&mut self, stream: &mut Stream, lane: Lane, begin: pb::Begin) -> Result<Heard, Failed> {
-        if matches!(stream.phase, Phase::Staging(..)) {
-            return Err(Malformed::new("a Begin before the End of the last one").into());
+        if let Phase::Staging(stage, _) = &stream.phase {
+            // What has ended and waits for later marks may be said anew, as a whole.
+            let whole = begin.mode() == pb::begin::Mode::Snapshot;
+            if stage.ended.is_none() {
+                return Err(Malformed::new("a Begin before the End of the last one").into());
+            } else if !whole {
+                return Err(Malformed::new("the move was begun anew with less than everything").into());
+            }
         }
         if *begin.cluster != *self.cluster {
             return Err(Malformed::new(format!(
