@@ -69,6 +69,20 @@ fn every_agent_hears_every_change_and_holds_what_the_server_has() {
 }
 
 #[test]
+fn an_agent_costs_the_server_no_more_memory_than_its_budget() {
+    let (listen, admin) = (free_address(&None).unwrap(), free_address(&None).unwrap());
+    let mut replica = Replica::start(listen, admin, None, &WORLD).unwrap();
+    // It is answered when the world is read.
+    replica.burst(1).unwrap();
+    let before = replica.usage().unwrap().rss_kib;
+    let mut swarm = Swarm::start(listen, 400, 2, None, &[]).unwrap();
+    replica.changes().unwrap();
+    swarm.in_step(replica.newest(), PATIENCE).unwrap();
+    let each = (replica.usage().unwrap().rss_kib - before) as f64 / 400.0;
+    assert!(each <= 40.0, "{each:.1} KiB an agent");
+}
+
+#[test]
 fn slow_dropping_and_rejecting_ones_end_with_the_same() {
     let flags = [
         "--slow",

@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::codec::{Codec, Streaming};
+use tonic::codec::{BufferSettings, Streaming};
 
 use crate::journal::Journal;
 use crate::metrics::Metrics;
@@ -31,8 +31,13 @@ use stream::Stream;
 const SUBSCRIBE: &str = "/distributary.v1.Distribution/Subscribe";
 /// Connections whose peer answers no ping for this long are dead.
 const PING: Duration = Duration::from_secs(20);
-/// What a stream may hold in HTTP/2's buffers, in bytes.
-const STREAM_BUFFER: usize = 64 << 10;
+/// What an agent may send before it is read, in bytes.
+const WINDOW: u32 = 64 << 10;
+/// The next frame is pulled when the last one has gone to the socket: whoever does not read pins one, and h2 keeps no
+/// queue for him, whose slots (of 312 bytes) it would never give back.
+const IN_FLIGHT: usize = 1;
+/// Agents say little, so that a buffer of the usual 8 KiB each would be most of what they cost.
+const HEARING: usize = 512;
 /// How long streams get to end after a shutdown.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -113,9 +118,9 @@ async fn connection(socket: TcpStream, shared: Arc<Shared>, shutdown: Cancellati
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .max_concurrent_streams(8)
-        .initial_stream_window_size(STREAM_BUFFER as u32)
-        .initial_connection_window_size(STREAM_BUFFER as u32)
-        .max_send_buf_size(STREAM_BUFFER)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .max_send_buf_size(IN_FLIGHT)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
         .serve_connection(TokioIo::new(socket), service);
@@ -146,9 +151,10 @@ fn respond(request: Request<Incoming>, shared: Arc<Shared>, shutdown: Cancellati
     if request.uri().path() != SUBSCRIBE {
         return plain(response.header("grpc-status", "12").header("grpc-message", "no such method"));
     }
-    let mut codec = tonic_prost::ProstCodec::<AgentMessage, AgentMessage>::default();
+    let buffers = BufferSettings::new(HEARING, HEARING);
+    let decoder = tonic_prost::ProstCodec::<AgentMessage, AgentMessage>::raw_decoder(buffers);
     let inbound =
-        Streaming::new_request(codec.decoder(), request.into_body(), None, Some(limits::AGENT_MESSAGE_BYTES));
+        Streaming::new_request(decoder, request.into_body(), None, Some(limits::AGENT_MESSAGE_BYTES));
     let outbound = Stream::new(inbound, shared, shutdown);
     let body = StreamBody::new(futures::stream::unfold(outbound, Stream::next)).boxed_unsync();
     response.body(body).unwrap_or_else(|_| Response::new(empty()))
