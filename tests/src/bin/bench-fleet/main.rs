@@ -237,7 +237,7 @@ impl Bench {
                 format!("{name} {}", millis(churned.took.histogram.per_mille(*share).unwrap_or(0)))
             })
             .collect();
-        let spare = match churned.busy < 0.9 && churned.late < 50.0 {
+        let spare = match churned.busy < 0.9 {
             true => "",
             false => " **the load had no CPU to spare: this does not count**;",
         };
