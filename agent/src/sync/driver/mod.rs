@@ -30,6 +30,8 @@ const DIAL: Duration = Duration::from_secs(10);
 const BEHIND: Duration = Duration::from_secs(30);
 /// What a server said of that so long ago says nothing any more: the others may have been out of reach meanwhile.
 const BEHIND_STILL: Duration = Duration::from_secs(180);
+/// So long a server may be older than what is held, where the stream that led further is gone: two heartbeats.
+const OLDER: Duration = Duration::from_secs(12);
 /// A stream that lived so long was a good one: the next failure is a new one.
 const HEALTHY: Duration = Duration::from_secs(10);
 /// So long a server has to answer before a checkpoint is programmed.
@@ -283,6 +285,7 @@ impl Driver {
             moving.map(|moving| moving.at),
             self.audit.due(),
             self.session.withheld().until(),
+            self.session.waits_since().map(|at| at + OLDER),
             self.ack_at,
             self.cold_at,
             self.save_at.filter(|_| self.settings.saves),
@@ -340,11 +343,12 @@ impl Driver {
                 self.fail(id, error.to_owned(), now);
             }
         }
+        let behind = self.session.waits_since().is_some_and(|at| at + OLDER <= now);
         if let Some(link) = self.current.as_ref().filter(|_| !self.session.is_moving())
-            && link.patience() <= now
+            && (behind || link.patience() <= now)
         {
-            let (id, error) = (link.id, link.silence().to_owned());
-            self.fail(id, error, now);
+            let error = if behind { "the server is behind what is held" } else { link.silence() };
+            self.fail(link.id, error.to_owned(), now);
         }
     }
 

@@ -143,6 +143,8 @@ struct Stream {
     decoder: Decoder,
     delay: Delay,
     phase: Phase,
+    /// It began beside another one, which may have led further than what its server was told of: it waits for the marks.
+    waits: bool,
 }
 
 #[derive(Debug)]
@@ -161,7 +163,8 @@ enum Lane {
 
 impl Stream {
     fn new(cluster: &Name) -> Self {
-        Self { decoder: Decoder::new(cluster.clone()), delay: Delay::default(), phase: Phase::Closed }
+        let (decoder, delay) = (Decoder::new(cluster.clone()), Delay::default());
+        Self { decoder, delay, phase: Phase::Closed, waits: false }
     }
 }
 
@@ -250,6 +253,14 @@ impl Session {
         matches!(self.current.phase, Phase::Staging(..))
     }
 
+    /// Since when the current stream has ended what it began with, and waits to be no older than what is held.
+    pub fn waits_since(&self) -> Option<Instant> {
+        match &self.current.phase {
+            Phase::Staging(stage, _) => stage.ended.as_ref().map(|ended| ended.at),
+            _ => None,
+        }
+    }
+
     /// Whether there is a stream beside the current one.
     pub fn has_beside(&self) -> bool {
         self.beside.is_some()
@@ -269,7 +280,7 @@ impl Session {
 
     /// Begins a stream beside the current one, to move to.
     pub fn hello_beside(&mut self, parked: Vec<pb::Rejection>) -> pb::AgentMessage {
-        self.beside = Some(Stream::new(&self.cluster));
+        self.beside = Some(Stream { waits: true, ..Stream::new(&self.cluster) });
         self.introduce(parked, false)
     }
 
@@ -543,9 +554,9 @@ impl Session {
         moved.into_iter().for_each(|mark| stage.marks.set(mark));
         let roots = self.roots(&end.sources)?;
         let complete = roots.iter().map(|(cluster, _)| cluster.clone()).collect();
-        let ended = Ended { revision: Revision(end.revision), complete, whole: true };
+        let ended = Ended { revision: Revision(end.revision), complete, whole: true, at: received };
         stage.ended = Some(ended);
-        if lane == Lane::Beside && stage.marks.behind(&self.marks) {
+        if stream.waits && stage.marks.behind(&self.marks) {
             let before = self.change(stage, &roots)?;
             self.take_back(before);
             return Ok(Heard::Nothing);
@@ -564,7 +575,7 @@ impl Session {
     ) -> Result<Heard, Failed> {
         let Phase::Staging(stage, _) = &stream.phase else { return Ok(Heard::Nothing) };
         let Some(ended) = &stage.ended else { return Ok(Heard::Nothing) };
-        if !ended.whole || (lane == Lane::Beside && stage.marks.behind(&self.marks)) {
+        if !ended.whole || (stream.waits && stage.marks.behind(&self.marks)) {
             return Ok(Heard::Nothing);
         }
         let before = self.change(stage, roots)?;
@@ -577,6 +588,7 @@ impl Session {
         self.since.clear();
         self.distrusted = false;
         stream.phase = Phase::Live(epoch);
+        stream.waits = false;
         let differs = |(key, was): &(&Arc<Key>, &Option<Held>)| {
             self.table.get(key).map(|held| held.hash) != was.as_ref().map(|held| held.hash)
         };

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Instant;
 
 use distributary_model::codec::Malformed;
 use distributary_model::limits::ENDPOINTS_PER_STREAM;
@@ -61,6 +62,8 @@ pub(super) struct Ended {
     pub complete: BTreeSet<Name>,
     /// No commit is half said.
     pub whole: bool,
+    /// When it ended.
+    pub at: Instant,
 }
 
 impl Stage {

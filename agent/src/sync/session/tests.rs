@@ -289,6 +289,26 @@ fn rule_2_2_a_move_waits_until_the_new_server_has_seen_what_the_old_one_had() {
 }
 
 #[test]
+fn rule_2_2_a_move_waits_also_when_the_old_stream_is_gone() {
+    let mut world = World::new();
+    let mut first = Scripted::new(1).with(&named(&shop(1..5, 1)));
+    first.mark(100);
+    world.snapshot(&first);
+    let mut second = first.again(2);
+    world.session.hello_beside(Vec::new());
+    first.mark(105);
+    world.hear(first.put("shop/s1", service(1, 2)));
+    world.session.promote();
+    second.snapshot().into_iter().for_each(|message| _ = world.hear(message));
+    assert!(!world.session.is_live() && world.session.waits_since().is_some());
+    world.assert_has(&first);
+    second.mark(105);
+    world.hear(second.put("shop/s1", service(1, 2)));
+    assert!(world.session.is_live() && world.session.waits_since().is_none());
+    world.assert_has(&second);
+}
+
+#[test]
 fn rule_2_5_a_server_may_begin_anew_while_a_move_waits_for_its_marks() {
     let mut world = World::new();
     let mut first = Scripted::new(1).with(&named(&shop(1..5, 1)));
