@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distributary_model::codec::{Malformed, message, messages};
-use distributary_model::{Cursor, Interner, Marks, Name, Revision, hash, limits};
+use distributary_model::{Cursor, Hash, Interner, Marks, Name, Revision, hash, limits};
 use distributary_proto::v1 as pb;
 use pb::agent_message::Message as FromAgent;
 use pb::server_message::Message as FromServer;
@@ -26,7 +26,9 @@ pub const HEARTBEAT: Duration = Duration::from_secs(5);
 pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Least time between two repairs of one stream.
 pub const REPAIR_EVERY: Duration = Duration::from_secs(30);
-/// Who lacks no more than so many bytes of the log is not compared with a snapshot, which may have to be built for it.
+/// How long an agent may take to say what it lacks of the lists of a repair.
+pub const WANT_WITHIN: Duration = Duration::from_secs(30);
+/// Who lacks no more than so many bytes of the log is told them; else the newest values may be less.
 const CHEAP_RESUME: u64 = limits::FRAME_AIM_BYTES as u64;
 
 /// How a stream began.
@@ -34,6 +36,8 @@ const CHEAP_RESUME: u64 = limits::FRAME_AIM_BYTES as u64;
 pub enum Began {
     /// From the agent's cursor.
     Resume,
+    /// With lists of the buckets that differ.
+    Repair,
     /// With everything.
     Snapshot,
 }
@@ -107,15 +111,38 @@ enum Phase {
         lot: Lot,
         /// Where the log ended at Begin, and so where the stream goes on after End.
         end_place: u64,
+        /// The newest commit then.
+        revision: Revision,
         end: Bytes,
+    },
+    /// Between the Begin of a repair and the agent's last answer to a list.
+    Comparing {
+        node: Option<Bytes>,
+        lists: std::vec::IntoIter<Bytes>,
+        /// So many answers are to come.
+        wants: usize,
+        /// What the agent lacks, as it says.
+        wanted: Vec<u64>,
+        /// What the lists are of.
+        since: Revision,
+        until: Instant,
     },
     /// Told everything that stands before `place` in the log.
     Live {
         place: u64,
+        /// The commit that was told last; `None`: it was not told whole.
+        told: Option<Revision>,
     },
-    /// What the agent lacks is not in the log.
-    Behind,
+    /// A new Begin is to come.
+    Again(Holds),
     Over,
+}
+
+/// What an agent holds, as far as that helps.
+#[derive(Debug, Default)]
+struct Holds {
+    cursor: Option<Cursor>,
+    sums: Option<Box<[Hash; 256]>>,
 }
 
 /// What is told between Begin and End. None of it belongs to the session.
@@ -127,6 +154,8 @@ enum Lot {
         /// The commit that was told last; `None`: it was not told whole.
         told: Option<Revision>,
     },
+    /// Frames that were made for this agent alone.
+    Newest(std::vec::IntoIter<Bytes>),
     /// The frames of a snapshot from `next` on.
     Snapshot { frames: Arc<[Bytes]>, next: usize },
 }
@@ -155,17 +184,22 @@ impl Session {
             (Some(FromAgent::Hello(_)), _) => Err(Malformed::new("a second Hello").into()),
             (_, Phase::Silent { .. }) => Err(Malformed::new("something before Hello").into()),
             (Some(FromAgent::Ack(ack)), _) => Ok(acked(ack)),
-            (Some(FromAgent::Repair(_)), Phase::Live { .. })
+            (Some(FromAgent::Repair(repair)), Phase::Live { .. })
                 if self.repaired_at.is_none_or(|at| now.saturating_duration_since(at) >= REPAIR_EVERY) =>
             {
                 self.repaired_at = Some(now);
-                // Everything that differs is in the snapshot.
-                self.phase = Phase::Behind;
+                let sums = messages::buckets_from(&repair.buckets, own)?;
+                self.phase = Phase::Again(Holds { cursor: None, sums });
                 Ok(Heard::Nothing)
             }
-            (Some(FromAgent::Repair(_) | FromAgent::Want(_) | FromAgent::Credential(_)) | None, _) => {
+            (Some(FromAgent::Want(want)), _) => {
+                if let Phase::Comparing { wants, wanted, .. } = &mut self.phase {
+                    *wants = wants.saturating_sub(1);
+                    wanted.extend(messages::want_from(want, own)?);
+                }
                 Ok(Heard::Nothing)
             }
+            (Some(FromAgent::Repair(_) | FromAgent::Credential(_)) | None, _) => Ok(Heard::Nothing),
         }
     }
 
@@ -198,7 +232,9 @@ impl Session {
     /// When [`Session::next`] may have something to say although nothing was heard and nothing happened.
     pub fn wake_at(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Silent { until } | Phase::Waiting { until, .. } => Some(*until),
+            Phase::Silent { until } | Phase::Waiting { until, .. } | Phase::Comparing { until, .. } => {
+                Some(*until)
+            }
             Phase::Live { .. } => Some(self.heartbeat_at),
             _ => None,
         }
@@ -218,7 +254,8 @@ impl Session {
                 let behind = !hello.accept_older && journal.marks().behind(marks);
                 if journal.listed() && !behind {
                     let cursor = hello.cursor.as_ref().map(messages::cursor_from).transpose()?;
-                    return Ok(Some(self.begin(cursor, journal, now)));
+                    let sums = messages::buckets_from(&hello.buckets, journal.own())?;
+                    return Ok(Some(self.begin(&Holds { cursor, sums }, journal, now)));
                 }
                 if now < *until {
                     return Ok(None);
@@ -232,33 +269,61 @@ impl Session {
                 };
                 Ok(Some((self.throttle(reason, journal.listed()), None)))
             }
-            Phase::Opening { node, lot, end_place, end } => {
+            Phase::Opening { node, lot, end_place, revision, end } => {
                 if let Some(node) = node.take() {
                     return Ok(Some((node, None)));
                 }
                 let (end, after) = match lot.next(*end_place, journal)? {
                     Pulled::Frame(frame) => return Ok(Some((frame, None))),
-                    Pulled::Done => (std::mem::take(end), Phase::Live { place: *end_place }),
+                    Pulled::Done => {
+                        let told = Some(*revision);
+                        (std::mem::take(end), Phase::Live { place: *end_place, told })
+                    }
                     // No Begin may follow a Begin without an End. This one says how far the agent came, and nothing of
-                    // the sources: the snapshot that follows at once does.
+                    // the sources: what follows at once does.
                     Pulled::Evicted(told) => {
                         let end = pb::End { revision: told.0, ..pb::End::default() };
-                        (message(FromServer::End(end)), Phase::Behind)
+                        let cursor = Some(Cursor { epoch: journal.epoch(), through: told });
+                        let holds = Holds { cursor, sums: None };
+                        (message(FromServer::End(end)), Phase::Again(holds))
                     }
                 };
                 self.phase = after;
                 self.heartbeat_at = self.next_heartbeat(now);
                 Ok(Some((end, None)))
             }
-            Phase::Behind => Ok(Some(self.begin(None, journal, now))),
-            Phase::Live { place } => {
+            Phase::Comparing { node, lists, wants, wanted, since, until } => {
+                if let Some(message) = node.take().or_else(|| lists.next()) {
+                    return Ok(Some((message, None)));
+                }
+                if *wants > 0 {
+                    let why = || format!("no Want within {} s of the lists", WANT_WITHIN.as_secs());
+                    return if now < *until { Ok(None) } else { Err(Malformed::new(why()).into()) };
+                }
+                // What changed since the lists were made goes along, so that End is of this moment.
+                let Some(frames) = journal.newest(*since, wanted, true) else {
+                    let why = "what was removed during the repair is not known any more".to_owned();
+                    return Err(Ended::Throttled(why));
+                };
+                self.open(None, Lot::Newest(frames.into_iter()), journal, now);
+                self.next(journal, now)
+            }
+            Phase::Again(holds) => {
+                let holds = std::mem::take(holds);
+                Ok(Some(self.begin(&holds, journal, now)))
+            }
+            Phase::Live { place, told } => {
                 match journal.log().get(*place) {
-                    Ok(Some(Logged { frame, .. })) => {
+                    Ok(Some(Logged { revision, last, frame })) => {
                         *place += 1;
+                        *told = last.then_some(revision);
                         return Ok(Some((frame.clone(), None)));
                     }
                     Ok(None) => {}
-                    Err(Evicted) => return Ok(Some(self.begin(None, journal, now))),
+                    Err(Evicted) => {
+                        let cursor = told.map(|through| Cursor { epoch: journal.epoch(), through });
+                        return Ok(Some(self.begin(&Holds { cursor, sums: None }, journal, now)));
+                    }
                 }
                 if self.node_told.0 != journal.nodes_changed() {
                     let node = node(journal, &self.node);
@@ -277,28 +342,29 @@ impl Session {
         }
     }
 
-    fn begin(&mut self, cursor: Option<Cursor>, journal: &Journal, now: Instant) -> (Bytes, Option<Began>) {
+    /// The ladder of rule 2.4.
+    fn begin(&mut self, holds: &Holds, journal: &Journal, now: Instant) -> (Bytes, Option<Began>) {
         self.node_told = (journal.nodes_changed(), node(journal, &self.node));
-        let resume = cursor
-            .filter(|cursor| cursor.epoch == journal.epoch() && cursor.through <= journal.revision())
-            .and_then(|cursor| Some((journal.log().after(cursor.through)?, cursor.through)))
-            .filter(|(place, _)| is_worth_it(*place, journal));
-        let (mode, began, lot) = match resume {
-            Some((place, through)) => {
-                (pb::begin::Mode::Resume, Began::Resume, Lot::Log { place, told: Some(through) })
-            }
-            None => {
-                let lot = Lot::Snapshot { frames: journal.snapshot(), next: 0 };
-                (pb::begin::Mode::Snapshot, Began::Snapshot, lot)
-            }
-        };
-        let end = message(FromServer::End(pb::End {
-            revision: journal.revision().0,
-            marks: messages::marks(journal.marks(), journal.own()),
-            sources: journal.sources(now),
-        }));
         let node = Some(self.node_told.1.clone());
-        self.phase = Phase::Opening { node, lot, end_place: journal.log().end(), end };
+        let held = holds.sums.as_deref().filter(|sums| sums.iter().any(|sum| *sum != Hash::default()));
+        let (mode, began) = if let Some(lot) = holds.cursor.and_then(|cursor| catch_up(cursor, journal)) {
+            self.open(node, lot, journal, now);
+            (pb::begin::Mode::Resume, Began::Resume)
+        } else if let Some(sums) = held {
+            let lists = journal.lists(sums);
+            self.phase = Phase::Comparing {
+                node,
+                wants: lists.len(),
+                lists: lists.into_iter(),
+                wanted: Vec::new(),
+                since: journal.revision(),
+                until: now + WANT_WITHIN,
+            };
+            (pb::begin::Mode::Repair, Began::Repair)
+        } else {
+            self.open(node, Lot::Snapshot { frames: journal.snapshot(), next: 0 }, journal, now);
+            (pb::begin::Mode::Snapshot, Began::Snapshot)
+        };
         let begin = message(FromServer::Begin(pb::Begin {
             epoch: journal.epoch().0.to_vec().into(),
             mode: mode.into(),
@@ -308,6 +374,17 @@ impl Session {
             candidates: Vec::new(),
         }));
         (begin, Some(began))
+    }
+
+    /// The lot is told, and End says that it leads to this moment.
+    fn open(&mut self, node: Option<Bytes>, lot: Lot, journal: &Journal, now: Instant) {
+        let end = message(FromServer::End(pb::End {
+            revision: journal.revision().0,
+            marks: messages::marks(journal.marks(), journal.own()),
+            sources: journal.sources(now),
+        }));
+        let (end_place, revision) = (journal.log().end(), journal.revision());
+        self.phase = Phase::Opening { node, lot, end_place, revision, end };
     }
 
     fn throttle(&mut self, reason: String, behind: bool) -> Bytes {
@@ -357,6 +434,7 @@ impl Lot {
                     )
                 }),
             },
+            Self::Newest(frames) => Ok(frames.next().map_or(Pulled::Done, Pulled::Frame)),
             Self::Snapshot { frames, next } => {
                 *next += 1;
                 Ok(frames.get(*next - 1).map_or(Pulled::Done, |frame| Pulled::Frame(frame.clone())))
@@ -365,11 +443,26 @@ impl Lot {
     }
 }
 
-/// Whether to catch up from a place in the log takes no more than everything would.
-fn is_worth_it(place: u64, journal: &Journal) -> bool {
-    journal.log().bytes_from(place).is_ok_and(|bytes| {
-        bytes <= CHEAP_RESUME || bytes <= journal.snapshot().iter().map(|frame| frame.len() as u64).sum()
-    })
+/// What leads on from a cursor: the log's frames where all are there and no more than the newest values (rule 3.4).
+/// `None` where the cursor is of another process, or below the horizon.
+fn catch_up(Cursor { epoch, through }: Cursor, journal: &Journal) -> Option<Lot> {
+    if epoch != journal.epoch() || through > journal.revision() {
+        return None;
+    }
+    let log = journal.log();
+    let place = log.after(through);
+    let bytes = place.and_then(|place| log.bytes_from(place).ok());
+    let shared = place.map(|place| Lot::Log { place, told: Some(through) });
+    if bytes.is_some_and(|bytes| bytes <= CHEAP_RESUME) {
+        return shared;
+    }
+    let Some(newest) = journal.newest(through, &[], false) else { return shared };
+    let less: u64 = newest.iter().map(|frame| frame.len() as u64).sum();
+    match shared {
+        // What is shared costs nobody an encoding, so it may be a little more.
+        Some(shared) if bytes.is_some_and(|bytes| bytes <= less + less / 4) => Some(shared),
+        _ => Some(Lot::Newest(newest.into_iter())),
+    }
 }
 
 fn node(journal: &Journal, name: &str) -> Bytes {

@@ -105,8 +105,13 @@ impl World {
         pb::ServerMessage::decode(&bytes[5..]).unwrap().message
     }
 
+    /// The agent hears a message, and the server its answer.
     fn hear(&mut self, message: Message) -> Result<Heard, Failed> {
-        self.agent.on(pb::ServerMessage { message: Some(message) }, self.now)
+        let heard = self.agent.on(pb::ServerMessage { message: Some(message) }, self.now)?;
+        let Heard::Say(answer) = heard else { return Ok(heard) };
+        let server = self.server.as_mut().unwrap();
+        assert_eq!(server.on(answer, &Name::from(CLUSTER), self.now).unwrap(), ServerHeard::Nothing);
+        Ok(Heard::Nothing)
     }
 
     /// Everything that the server has to say now: what it was, and what the agent would program.
@@ -115,7 +120,9 @@ impl World {
         while let Some(message) = self.pull() {
             said.push(match &message {
                 Message::Begin(begin) if begin.mode() == pb::begin::Mode::Resume => "resume",
+                Message::Begin(begin) if begin.mode() == pb::begin::Mode::Repair => "repair",
                 Message::Begin(_) => "snapshot",
+                Message::BucketLists(_) => "lists",
                 Message::Node(_) => "node",
                 Message::Frame(_) => "frame",
                 Message::End(_) => "end",
@@ -250,6 +257,36 @@ fn rule_2_4_a_cursor_of_the_process_gets_what_changed_since() {
 }
 
 #[test]
+fn rule_2_4_another_process_sends_what_differs_and_what_is_not_listed_goes() {
+    let services = |names: &[&str]| -> Vec<Event> {
+        names.iter().zip(1..).map(|(name, last)| service(name, &format!("10.96.0.{last}"))).collect()
+    };
+    let mut world = World::new(World::process(1));
+    world.journal.commit(listed(services(&["a", "b", "c", "d"])), world.now);
+    world.connect();
+    world.run();
+    world.journal = World::process(2);
+    world.journal.commit(listed(services(&["a", "b", "c"])), world.now);
+    world
+        .journal
+        .commit(events(vec![slice("b", &["10.0.0.1"], &json!({})), service("e", "10.96.0.9")]), world.now);
+    world.connect();
+    let (said, programmed) = world.run();
+    assert_eq!(said, ["repair", "node", "lists", "frame", "end"]);
+    let changed = [("shop/b".into(), true), ("shop/d".into(), false), ("shop/e".into(), true)];
+    assert_eq!(names(&programmed), changed);
+    world.assert_equal();
+    // Nothing differs: nothing is listed.
+    world.journal = World::process(3);
+    let same =
+        [services(&["a", "b", "c"]), vec![slice("b", &["10.0.0.1"], &json!({})), service("e", "10.96.0.9")]];
+    world.journal.commit(listed(same.concat()), world.now);
+    world.connect();
+    assert_eq!(world.run().0, ["repair", "node", "end"]);
+    world.assert_equal();
+}
+
+#[test]
 fn rule_5_2_a_trigger_time_becomes_an_age_and_counts_from_receipt() {
     let second = Duration::from_secs(1);
     let mut world = World::new(World::process(1));
@@ -288,7 +325,7 @@ fn wart_17_what_is_older_than_the_lists_or_catches_an_agent_up_measures_nothing(
 }
 
 #[test]
-fn rule_3_4_who_falls_below_the_log_gets_a_snapshot_in_the_same_stream() {
+fn rule_3_4_who_falls_below_the_log_is_told_the_newest_values_in_the_same_stream() {
     let mut world = World::new(World::process_with(1, 100));
     world.journal.commit(listed(vec![service("web", "10.96.0.1")]), world.now);
     world.connect();
@@ -298,7 +335,7 @@ fn rule_3_4_who_falls_below_the_log_gets_a_snapshot_in_the_same_stream() {
         world.journal.commit(events(vec![slice("web", &[&address], &json!({}))]), world.now);
     }
     let (said, programmed) = world.run();
-    assert_eq!(said, ["snapshot", "node", "frame", "end"]);
+    assert_eq!(said, ["resume", "node", "frame", "end"]);
     assert_eq!(names(&programmed), [("shop/web".into(), true)]);
     world.assert_equal();
 }

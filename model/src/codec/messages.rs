@@ -1,14 +1,16 @@
 //! The messages around the frames, both ways.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use distributary_proto::v1 as pb;
 
 pub use super::decode::at_most;
 use super::decode::{Malformed, malformed};
-use super::encode::{address, mark, prefix, record_key, relative};
+use super::encode::{address, mark, message, prefix, record_key, relative};
 use crate::hash::SCHEMA;
-use crate::limits::{FRAME_BYTES, LIST, STRING_BYTES};
+use crate::limits::{AGENT_MESSAGE_BYTES, FRAME_AIM_BYTES, FRAME_BYTES, LIST, STRING_BYTES};
 use crate::{
     Cursor, Digest, Epoch, Hash, Interner, Key, Mark, Marks, Name, NodeView, ObjectKind, Revision, Taint,
 };
@@ -67,6 +69,23 @@ pub fn buckets(cluster: &str, digest: &Digest, own: &str) -> pb::Buckets {
     pb::Buckets { cluster: relative(cluster, own), schema: SCHEMA, sums: sums.into() }
 }
 
+/// The sums of the agent's own cluster, of those that came; `None` where they are of another schema, or absent.
+///
+/// # Errors
+/// When there are not 256 of them, or too many clusters.
+pub fn buckets_from(buckets: &[pb::Buckets], own: &str) -> Result<Option<Box<[Hash; 256]>>, Malformed> {
+    at_most(buckets.len(), LIST, "clusters with buckets")?;
+    let of_own = |of: &&pb::Buckets| of.schema == SCHEMA && (of.cluster.is_empty() || of.cluster == own);
+    let Some(pb::Buckets { sums, .. }) = buckets.iter().find(of_own) else { return Ok(None) };
+    let (hashes, rest) = sums.as_chunks::<16>();
+    if hashes.len() != 256 || !rest.is_empty() {
+        return malformed(format!("buckets of {} bytes, where 4096 are expected", sums.len()));
+    }
+    let mut all = Box::new([Hash::default(); 256]);
+    all.iter_mut().zip(hashes).for_each(|(hash, bytes)| *hash = Hash(u128::from_be_bytes(*bytes)));
+    Ok(Some(all))
+}
+
 /// A server replica, where an agent may go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Candidate {
@@ -115,6 +134,29 @@ pub struct BucketList {
     pub entries: Vec<(u64, u64)>,
 }
 
+/// Lists of the agent's own cluster as messages, each of about the size that is aimed for: pairs of the first halves of
+/// the hashes of key and content, by bucket.
+pub fn bucket_lists(lists: impl IntoIterator<Item = (u8, Arc<[u64]>)>) -> Vec<Bytes> {
+    let said = |lists| message(pb::server_message::Message::BucketLists(pb::BucketLists { lists }));
+    let (mut all, mut some, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for (bucket, entries) in lists {
+        bytes += 16 + entries.len() * 8;
+        if bytes > FRAME_AIM_BYTES && !some.is_empty() {
+            all.push(said(std::mem::take(&mut some)));
+            bytes = 16 + entries.len() * 8;
+        }
+        some.push(pb::BucketList {
+            cluster: String::new(),
+            bucket: bucket.into(),
+            entries: entries.to_vec(),
+        });
+    }
+    if !some.is_empty() {
+        all.push(said(some));
+    }
+    all
+}
+
 /// Lists as they came.
 ///
 /// # Errors
@@ -151,6 +193,20 @@ pub fn want(wanted: &BTreeMap<Name, Vec<u64>>, own: &str) -> pb::Want {
         key_hashes: key_hashes.clone(),
     };
     pb::Want { wanted: wanted.iter().map(of_cluster).collect() }
+}
+
+/// The hashes of the keys that an agent lacks of its own cluster.
+///
+/// # Errors
+/// When there are more than a message can hold, or too many clusters.
+pub fn want_from(want: pb::Want, own: &str) -> Result<Vec<u64>, Malformed> {
+    at_most(want.wanted.len(), LIST, "clusters of which something is wanted")?;
+    let mut hashes = Vec::new();
+    for wanted in want.wanted.into_iter().filter(|of| of.cluster.is_empty() || of.cluster == own) {
+        at_most(hashes.len() + wanted.key_hashes.len(), AGENT_MESSAGE_BYTES / 8, "records that are wanted")?;
+        hashes.extend(wanted.key_hashes);
+    }
+    Ok(hashes)
 }
 
 /// Key as it travels.

@@ -2,6 +2,7 @@
 //!
 //! Pure: one writer takes updates in, sessions read. Memory is O(endpoints), never O(agents).
 
+mod changes;
 mod log;
 mod moment;
 mod snapshot;
@@ -13,10 +14,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use distributary_cluster::{Cluster, Problem};
 use distributary_model::codec::{Frames, messages, millis, sent};
-use distributary_model::{Epoch, Hash, Kind, Mark, Marks, Name, NodeView, ObjectKind, Revision};
+use distributary_model::{
+    Change, Digest, Epoch, Hash, Key, Kind, Mark, Marks, Name, NodeView, ObjectKind, Op, Revision,
+};
 use distributary_proto::v1 as pb;
 use jiff::Timestamp;
 
+use changes::Changes;
 pub use log::{Evicted, LOG_BYTES, Log, Logged};
 pub use moment::Moment;
 use snapshot::Snapshot;
@@ -49,6 +53,7 @@ pub struct Journal {
     nodes_changed: u64,
     log: Log,
     snapshot: Snapshot,
+    changes: Changes,
     marks: Marks,
     listed: BTreeSet<ObjectKind>,
     /// When all kinds had listed, by the wall clock.
@@ -69,6 +74,7 @@ impl Journal {
             nodes_changed: 0,
             log: Log::new(log_bytes),
             snapshot: Snapshot::default(),
+            changes: Changes::default(),
             marks: Marks::default(),
             listed: BTreeSet::new(),
             listed_at: None,
@@ -101,6 +107,7 @@ impl Journal {
             for record in &changes.records {
                 let key = &record.change.key;
                 self.snapshot.changed(key, record.after.is_some());
+                self.changes.changed(key, self.revision, record.after.is_some(), at.instant);
                 let ages = at.ages(&record.triggers, self.listed_at);
                 frames.push_aged(&record.change, record.after.as_ref(), &ages);
             }
@@ -108,6 +115,7 @@ impl Journal {
             bytes = frames.iter().map(Bytes::len).sum();
             self.log.push(self.revision, frames);
         }
+        self.changes.forget(at.instant);
         let now_listed = !was_listed && self.listed();
         if now_listed {
             self.listed_at = at.wall;
@@ -174,6 +182,32 @@ impl Journal {
     /// The frames of all records, the same list for all who ask at the same revision.
     pub fn snapshot(&self) -> Arc<[Bytes]> {
         self.snapshot.frames(self.cluster.table(), &self.own)
+    }
+
+    /// The frames of the newest values of what changed since a commit, and of the records that lists name so; `None`
+    /// where not all that was removed since is known any more. Compressed where it may be much.
+    pub fn newest(&self, since: Revision, named: &[u64], compress: bool) -> Option<Vec<Bytes>> {
+        let mut keys: BTreeSet<&Arc<Key>> = self.changes.since(since)?.collect();
+        keys.extend(named.iter().flat_map(|hash| self.snapshot.named(*hash)));
+        if keys.is_empty() {
+            return Some(Vec::new());
+        }
+        let mut frames = if compress { Frames::compressed(&self.own) } else { Frames::new(&self.own) };
+        for key in keys {
+            let after = self.cluster.table().get(key);
+            let op = after.map_or(Op::Removed, |held| Op::Put(held.clone()));
+            frames.push(&Change { key: key.clone(), op }, after);
+        }
+        Some(frames.finish(Revision(0), &[]))
+    }
+
+    /// Lists of the buckets whose sums are others, as messages.
+    pub fn lists(&self, theirs: &[Hash; 256]) -> Vec<Bytes> {
+        let table = self.cluster.table();
+        let none = Digest::default();
+        let ours = table.digest(&self.own).unwrap_or(&none).sums();
+        let differs = (0..=u8::MAX).zip(ours.iter().zip(theirs)).filter(|(_, (ours, theirs))| ours != theirs);
+        messages::bucket_lists(differs.map(|(bucket, _)| (bucket, self.snapshot.list(bucket, table))))
     }
 
     /// The root at the newest revision.

@@ -165,6 +165,7 @@ impl Stream {
     fn count(&self, began: Option<Began>) {
         let mode = match began {
             Some(Began::Resume) => "resume",
+            Some(Began::Repair) => "repair",
             Some(Began::Snapshot) => "snapshot",
             None => return,
         };

@@ -71,7 +71,9 @@ impl World {
     fn said(&mut self) -> String {
         match self.pull().unwrap() {
             Some(FromServer::Begin(begin)) if begin.mode() == pb::begin::Mode::Resume => "resume".into(),
+            Some(FromServer::Begin(begin)) if begin.mode() == pb::begin::Mode::Repair => "repair".into(),
             Some(FromServer::Begin(_)) => "snapshot".into(),
+            Some(FromServer::BucketLists(lists)) => format!("{} lists", lists.lists.len()),
             Some(FromServer::Node(_)) => "node".into(),
             Some(FromServer::Frame(frame)) => format!("frame {}", frame.through),
             Some(FromServer::End(end)) => format!("end {} of {}", end.revision, end.sources.len()),
@@ -137,15 +139,63 @@ fn a_throttle_says_whether_the_server_is_behind() {
 }
 
 #[test]
-fn a_resume_that_the_log_outruns_is_ended_and_followed_by_a_snapshot() {
+fn rule_3_4_a_resume_that_the_log_outruns_is_ended_and_followed_by_the_newest_values() {
     let mut world = World::new(1000);
     (1..5).for_each(|number| world.commit(number, 1));
     world.connect(Some(1));
     assert_eq!([world.said(), world.said(), world.said()], ["resume", "node", "frame 2"]);
     (5..30).for_each(|number| world.commit(number, 1));
     assert_eq!(world.said(), "end 2 of 0");
-    assert_eq!([world.said(), world.said()], ["snapshot", "node"]);
-    assert_eq!(world.all().last().unwrap(), "end 29 of 1");
+    assert_eq!(world.all(), ["resume", "node", "frame 0", "end 29 of 1"]);
+}
+
+#[test]
+fn rule_3_4_the_eviction_of_the_log_ends_no_stream_that_was_live() {
+    let mut world = World::new(1000);
+    world.commit(1, 1);
+    world.connect(None);
+    world.all();
+    (2..30).for_each(|number| world.commit(number, 1));
+    assert_eq!(world.journal.log().after(Revision(1)), None);
+    assert_eq!(world.all(), ["resume", "node", "frame 0", "end 29 of 1"]);
+    world.commit(30, 1);
+    assert_eq!(world.all(), ["frame 30"]);
+}
+
+#[test]
+fn rule_2_4_whoever_holds_something_is_told_what_the_differing_buckets_have() {
+    let mut world = World::new(1000);
+    (1..4).for_each(|number| world.commit(number, 1));
+    let mut digest = world.journal.cluster().table().digest(OWN).unwrap().clone();
+    let key = hash::key(&distributary_model::Key::service(OWN, "shop", "s2"));
+    let held = world.journal.cluster().table().get(&distributary_model::Key::service(OWN, "shop", "s2"));
+    digest.change(&distributary_model::Key::service(OWN, "shop", "s2"), held.map(|held| held.hash), None);
+    let buckets = vec![messages::buckets(OWN, &digest, OWN)];
+    world.session = Session::new(world.now, 0.5);
+    world.hear(FromAgent::Hello(pb::Hello { buckets, ..hello() })).unwrap();
+    assert_eq!(world.all(), ["repair", "node", "1 lists"], "and it waits");
+    assert_eq!(world.session.wake_at(), Some(world.now + WANT_WITHIN));
+    // What changes meanwhile goes along.
+    world.commit(9, 1);
+    let wanted = vec![pb::WantedKeys { key_hashes: vec![key.first64()], ..Default::default() }];
+    world.hear(FromAgent::Want(pb::Want { wanted })).unwrap();
+    assert_eq!(world.all(), ["frame 0", "end 4 of 1"]);
+    world.commit(10, 1);
+    assert_eq!(world.all(), ["frame 5"]);
+}
+
+#[test]
+fn who_never_says_what_it_lacks_is_sent_away() {
+    let mut world = World::new(1000);
+    world.commit(1, 1);
+    let mut digest = distributary_model::Digest::default();
+    digest.change(&distributary_model::Key::service(OWN, "shop", "old"), None, Some(hash::Hash(7)));
+    let buckets = vec![messages::buckets(OWN, &digest, OWN)];
+    world.session = Session::new(world.now, 0.5);
+    world.hear(FromAgent::Hello(pb::Hello { buckets, ..hello() })).unwrap();
+    assert_eq!(world.all().len(), 3);
+    world.now += WANT_WITHIN;
+    assert_eq!(world.pull().unwrap_err(), Malformed::new("no Want within 30 s of the lists").into());
 }
 
 #[test]
@@ -161,7 +211,7 @@ fn a_resume_that_breaks_off_inside_of_a_commit_ends_the_stream() {
 }
 
 #[test]
-fn whoever_would_have_to_be_told_more_than_everything_gets_a_snapshot() {
+fn rule_3_4_whoever_would_have_to_be_told_more_than_the_newest_values_is_told_those() {
     let mut world = World::new(32 << 20);
     world.commit(1, 500);
     (0..9).for_each(|_| world.commit(1, 500));
@@ -169,7 +219,8 @@ fn whoever_would_have_to_be_told_more_than_everything_gets_a_snapshot() {
     assert_eq!(world.said(), "resume");
     world.connect(Some(1));
     assert!(world.journal.log().bytes_from(1).unwrap() > 2 * CHEAP_RESUME);
-    assert_eq!(world.said(), "snapshot");
+    let said = world.all();
+    assert_eq!((&*said[0], &*said[2], said.len()), ("resume", "frame 0", 4));
 }
 
 #[test]
