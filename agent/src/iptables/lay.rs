@@ -30,6 +30,12 @@ impl Laid {
         let nothing = self.chains.is_empty() && self.entries.is_empty() && self.hairpins.is_empty();
         !nothing || self.without_local != WithoutLocal::default()
     }
+
+    /// What packets come to it by and the other does not have.
+    fn dispatched_beyond(&self, other: &Self) -> impl Iterator<Item = &(Root, EntryKey)> {
+        let dispatched = |root: &Root| matches!(root, Root::Services | Root::NodePorts(_));
+        self.entries.iter().filter(move |at| dispatched(&at.0) && !other.entries.contains(at))
+    }
 }
 
 /// What changes in one table. All text is in one piece, which the heap gives back whole.
@@ -38,6 +44,8 @@ pub(super) struct Change {
     text: String,
     chains: BTreeMap<Name, Staged>,
     pub(super) gone: BTreeSet<Name>,
+    /// Chains of Services that give an address up: what leads to them is written first.
+    pub(super) given_up: BTreeSet<Name>,
 }
 
 #[derive(Debug)]
@@ -175,10 +183,15 @@ impl Iptables {
     pub(super) fn lay(&mut self) -> Batch {
         let mut batch = Batch::default();
         let mut changes: Changes = self.found.drain(..).map(|at| (at, None)).collect();
-        let mut wanted = Vec::new();
+        let (mut wanted, mut giving_up) = (Vec::new(), Vec::new());
         for key in self.plan.settle() {
             let was = self.laid.remove(&key).unwrap_or_default();
             let (now, entries, chains) = self.lay_service(&key);
+            if was.dispatched_beyond(&now).next().is_some() {
+                let had = now.chains.iter().filter(|chain| was.chains.contains(chain)).cloned();
+                let gained = now.dispatched_beyond(&was).copied();
+                giving_up.push((had.collect::<Vec<Name>>(), gained.collect::<Vec<_>>()));
+            }
             for chain in chains {
                 batch.put(&self.kernel, Table::Nat, chain);
             }
@@ -195,6 +208,10 @@ impl Iptables {
                 self.laid.insert(key, now);
             }
         }
+        // Who takes something over from another has to be there before the dispatch says so.
+        let kept_back =
+            giving_up.into_iter().filter(|(_, gained)| !gained.iter().any(|at| changes.contains_key(at)));
+        batch.nat.given_up.extend(kept_back.flat_map(|(chains, _)| chains));
         // What one Service gives up another may have.
         changes.extend(wanted.into_iter().map(|(root, at, leaf)| ((root, at), Some(leaf))));
         self.lay_roots(changes, &mut batch);

@@ -104,7 +104,7 @@ impl Iptables {
     ) {
         let parts = change.parts().filter(|part| table != Table::Nat || !done.contains(&**part.name));
         let mut chains: Vec<Part<'_>> = parts.collect();
-        chains.sort_by_key(|part| (rank(part.name), part.name));
+        chains.sort_by_key(|part| (change.given_up.contains(part.name), rank(part.name), part.name));
         let pinned = |name: &&Name| self.pinned.contains(&(table, (*name).clone()));
         let (flushed, deleted): (Vec<&Name>, Vec<&Name>) = gone.iter().partition(pinned);
         if !self.cuts(chains.len() + gone.len()) {
