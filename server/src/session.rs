@@ -443,7 +443,7 @@ impl Lot {
     }
 }
 
-/// What leads on from a cursor: the log's frames where all are there and no more than the newest values (rule 3.4).
+/// What leads on from a cursor: the log's frames where all are there and hardly more than the newest values (rule 3.4).
 /// `None` where the cursor is of another process, or below the horizon.
 fn catch_up(Cursor { epoch, through }: Cursor, journal: &Journal) -> Option<Lot> {
     if epoch != journal.epoch() || through > journal.revision() {
