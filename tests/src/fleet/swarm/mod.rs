@@ -2,7 +2,7 @@
 //!
 //! A few of each process are *whole*: the real agent's session with its table, and a kernel in memory that must have
 //! what the table has. All others are *light*: of each record they keep the content hash, which is enough to check
-//! order, cursors, buckets and roots; what they have in common is there once ([`commons`]).
+//! order, cursors, buckets and roots; what they have in common is there once (`commons`).
 //!
 //! One thread a process, so that it is pinned easily and its CPU is easily told: more agents are more processes.
 
