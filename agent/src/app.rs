@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{RunArgs, check_servers, load};
+use crate::args::{RunArgs, load};
 use crate::checkpoint::store::Store;
 use crate::config::Config;
 use crate::conntrack::table::Conntrack;
@@ -34,7 +34,6 @@ use crate::nfacct;
 use crate::observe;
 use crate::reconcile::{Reconciler, Ruleset};
 use crate::sync::client::{Client, Look};
-use crate::sync::dial::Dialer;
 use crate::sync::mailbox::Mailbox;
 use crate::sync::{self, Programmed};
 
@@ -61,12 +60,12 @@ pub async fn run(
         tracing::error!(%net, "--nodeport-addresses has a loopback network where node ports are not answered");
     }
     let RunArgs {
-        rules, state, server, insecure, iptables_flavour, init_only, unhealthy_after_stale, ..
+        rules, state, server, security, iptables_flavour, init_only, unhealthy_after_stale, ..
     } = args;
-    check_servers(&server, insecure)?;
     if init_only {
         return prepare(&config, iptables_flavour.wanted()).await;
     }
+    let dialer = security.dialer(&server)?;
     // A node without rules is worse off than one with these as they are.
     if let Err(e) = raise_open_files() {
         tracing::warn!(error = %e, "the limit of open files stays as it is; each health check port needs one");
@@ -126,7 +125,6 @@ pub async fn run(
         patience: state.hold_removals,
         ..sync::Settings::new(rules.cluster(), config.node.clone())
     };
-    let dialer = Dialer::default();
     let client =
         Client::new(server, dialer, settings.clone(), mailbox.clone(), seen.clone(), metrics.clone())
             .until(shutdown.clone());

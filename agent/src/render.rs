@@ -11,7 +11,7 @@ use distributary_runtime::files;
 use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
-use crate::args::{RenderArgs, check_servers};
+use crate::args::RenderArgs;
 use crate::host;
 use crate::iptables::{Family, Flavour, Iptables};
 use crate::metrics::Metrics;
@@ -35,14 +35,14 @@ struct Known {
 /// # Errors
 /// When a manifest is broken, or the server cannot be asked.
 pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
-    let RenderArgs { rules, manifests, server, insecure } = args;
+    let RenderArgs { rules, manifests, server, security } = args;
     let config = rules.config(&host::name())?;
     let (cluster, node) = (rules.cluster(), config.node.clone());
     let known = match (manifests, server) {
         (Some(path), _) => from_manifests(&path, cluster, &node)?,
         (None, Some(server)) => {
-            check_servers(std::slice::from_ref(&server), insecure)?;
-            from_server(server, cluster, node).await?
+            let dialer = security.dialer(std::slice::from_ref(&server))?;
+            from_server(server, dialer, cluster, node).await?
         }
         (None, None) => bail!("neither --manifests nor --server is given"),
     };
@@ -86,13 +86,13 @@ fn from_manifests(path: &std::path::Path, cluster: Name, node: &str) -> anyhow::
     Ok(Known { services, node: state.node(node).cloned() })
 }
 
-async fn from_server(server: String, cluster: Name, node: Name) -> anyhow::Result<Known> {
+async fn from_server(server: String, dialer: Dialer, cluster: Name, node: Name) -> anyhow::Result<Known> {
     let mailbox = Arc::new(Mailbox::default());
     let (_nothing, programmed) = watch::channel(Default::default());
     let metrics = Metrics::register(&mut Registry::default());
     let client = Client::new(
         vec![server.clone()],
-        Dialer::default(),
+        dialer,
         Settings::new(cluster, node),
         mailbox.clone(),
         programmed,

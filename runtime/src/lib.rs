@@ -1,5 +1,5 @@
 //! Plumbing that server and agent share: logs, bounded and admin HTTP, metrics of the process, readiness, shutdown,
-//! supervised tasks, backoff, files.
+//! supervised tasks, backoff, files, TLS.
 //!
 //! No domain word stands here.
 
@@ -14,3 +14,4 @@ pub mod process;
 pub mod ready;
 pub mod shutdown;
 pub mod tasks;
+pub mod tls;

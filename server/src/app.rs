@@ -9,6 +9,7 @@ use distributary_model::Epoch;
 use distributary_runtime::admin::{self, SharedRegistry};
 use distributary_runtime::ready::Ready;
 use distributary_runtime::tasks::Tasks;
+use distributary_runtime::tls::Acceptor;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -19,13 +20,15 @@ use crate::collector::State;
 use crate::distribute::distribute;
 use crate::journal::{Journal, LOG_BYTES};
 use crate::metrics::Metrics;
-use crate::serve::{self, Shared};
+use crate::serve::{self, Gate, Shared};
 use crate::source::{Source, dir::Dir, kubernetes};
 
 /// A server that listens, and does not serve yet.
 pub struct Bound {
     listener: TcpListener,
     admin: TcpListener,
+    gate: Gate,
+    acceptor: Option<Arc<Acceptor>>,
     args: Args,
 }
 
@@ -35,12 +38,13 @@ pub struct Bound {
 /// When the arguments are refused, or an address cannot be had.
 pub async fn bind(args: Args) -> anyhow::Result<Bound> {
     args.check()?;
+    let acceptor = args.security.acceptor()?.map(Arc::new);
     let bind = async |flag: &str, address: SocketAddr| {
         TcpListener::bind(address).await.with_context(|| format!("{flag} {address} cannot be listened on"))
     };
     let listener = bind("--listen", args.listen).await?;
     let admin = bind("--admin-listen", args.admin_listen).await?;
-    Ok(Bound { listener, admin, args })
+    Ok(Bound { listener, admin, gate: Gate::new(acceptor.clone()), acceptor, args })
 }
 
 impl Bound {
@@ -66,11 +70,11 @@ impl Bound {
     /// # Errors
     /// When a part of it ends by itself.
     pub async fn run_with(self, origin: impl Source, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { listener, admin, args } = self;
-        let Args { log: _, source, kubeconfig: _, cluster_id, listen: _, admin_listen: _, insecure: _ } =
+        let Self { listener, admin, gate, acceptor, args } = self;
+        let Args { log: _, source, kubeconfig: _, cluster_id, listen: _, admin_listen: _, security: _ } =
             args;
         let (listen, admin_listen) = (listener.local_addr()?, admin.local_addr()?);
-        tracing::info!(%source, %listen, admin = %admin_listen, "starting");
+        tracing::info!(%source, %listen, tls = acceptor.is_some(), admin = %admin_listen, "starting");
 
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
@@ -84,9 +88,12 @@ impl Bound {
         let mut tasks = Tasks::default();
         tasks.spawn("source", origin.run(updates));
         tasks.spawn("distribute", distribute(shared.clone(), received, ready.hold("the initial lists")));
+        if let Some(acceptor) = acceptor {
+            tasks.spawn("certificates", acceptor.follow());
+        }
         let more = axum::Router::new();
         tasks.spawn("admin", admin::serve(admin, ready, registry, more, shutdown.clone()));
-        let streams = tokio::spawn(serve::serve(listener, shared, shutdown.clone()));
+        let streams = tokio::spawn(serve::serve(listener, gate, shared, shutdown.clone()));
         tasks.supervise(&shutdown).await?;
         streams.await?
     }

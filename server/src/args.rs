@@ -1,9 +1,13 @@
 //! The command line.
 
+mod security;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use distributary_runtime::log::LogArgs;
+
+pub use security::SecurityArgs;
 
 /// Watches a Kubernetes API and streams endpoint deltas to the agents of its nodes.
 #[derive(Clone, Debug, clap::Parser)]
@@ -38,9 +42,9 @@ pub struct Args {
     )]
     pub admin_listen: SocketAddr,
 
-    /// Listen beyond loopback without TLS
-    #[arg(long, env = "DISTRIBUTARY_INSECURE")]
-    pub insecure: bool,
+    /// Who may connect.
+    #[command(flatten)]
+    pub security: SecurityArgs,
 }
 
 /// Which source to watch.
@@ -79,13 +83,7 @@ impl Args {
     /// # Errors
     /// One clear line.
     pub fn check(&self) -> anyhow::Result<()> {
-        if !self.listen.ip().is_loopback() && !self.insecure {
-            anyhow::bail!(
-                "--listen {} is reachable from other machines and there is no TLS certificate: every Service would be \
-                 readable by anybody; listen on loopback, or say --insecure",
-                self.listen
-            );
-        }
+        self.security.check(self.listen)?;
         if self.cluster_id.is_empty() || self.cluster_id.len() > 63 {
             anyhow::bail!("--cluster-id has {} bytes, 1 to 63 are possible", self.cluster_id.len());
         }
@@ -96,16 +94,6 @@ impl Args {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::Parser;
-
-    #[test]
-    fn beyond_loopback_somebody_must_say_insecure() {
-        let args = |more: &[&str]| {
-            Args::try_parse_from([&["server", "--listen", "0.0.0.0:7400"], more].concat()).unwrap()
-        };
-        assert!(args(&[]).check().unwrap_err().to_string().starts_with("--listen 0.0.0.0:7400 is reachable"));
-        args(&["--insecure"]).check().unwrap();
-    }
 
     #[test]
     fn a_source_is_named_clearly() {

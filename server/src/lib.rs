@@ -8,6 +8,7 @@
 
 pub mod app;
 pub mod args;
+pub mod auth;
 mod collector;
 pub mod distribute;
 pub mod journal;

@@ -19,6 +19,8 @@ pub struct Mode {
 pub struct Metrics {
     /// Agents with an open stream.
     pub agents: Gauge,
+    /// Connections and agents that were not let in.
+    pub refused: Counter,
     /// Streams that began, by how.
     pub begun: Family<Mode, Counter>,
     /// Commits that agents were told of.
@@ -47,6 +49,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("distributary_server");
         let this = Self {
             agents: Gauge::default(),
+            refused: Counter::default(),
             begun: Family::default(),
             commits: Counter::default(),
             records: Counter::default(),
@@ -59,6 +62,11 @@ impl Metrics {
             programming: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
         };
         registry.register("agents", "Agents with an open stream", this.agents.clone());
+        registry.register(
+            "refused",
+            "Connections and agents that were not let in: the log says why",
+            this.refused.clone(),
+        );
         registry.register("streams_begun", "Streams that began, by how", this.begun.clone());
         registry.register("commits", "Commits that agents were told of", this.commits.clone());
         registry.register("records_changed", "Records that changed in commits", this.records.clone());

@@ -5,6 +5,7 @@
 //! (a shared control plane, a test that was killed), is taken down by [`janitor`].
 
 pub mod api;
+pub mod certificates;
 pub mod controlplane;
 mod credentials;
 pub mod deployed;

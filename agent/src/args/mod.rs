@@ -3,12 +3,12 @@
 pub mod load;
 mod observe;
 mod proxy;
+mod security;
 mod state;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
 use clap::ArgAction::Set;
 use clap::ValueEnum;
 use distributary_model::Name;
@@ -20,6 +20,7 @@ use crate::iptables::Flavour;
 
 pub use observe::ObserveArgs;
 pub use proxy::{HostArgs, RuleArgs};
+pub use security::SecurityArgs;
 pub use state::StateArgs;
 
 /// Programs the packet filter of a node with the Services of its cluster.
@@ -70,9 +71,9 @@ pub struct RunArgs {
         value_name = "HOST:PORT[,HOST:PORT]"
     )]
     pub server: Vec<String>,
-    /// Connect to a server beyond loopback without TLS
-    #[arg(long, env = "DISTRIBUTARY_INSECURE")]
-    pub insecure: bool,
+    /// How the server is known.
+    #[command(flatten)]
+    pub security: SecurityArgs,
     /// Which iptables to use
     #[arg(long, env = "DISTRIBUTARY_IPTABLES_FLAVOUR", value_enum, default_value_t = FlavourArg::Auto)]
     pub iptables_flavour: FlavourArg,
@@ -107,9 +108,9 @@ pub struct RenderArgs {
     /// A server to ask
     #[arg(long, env = "DISTRIBUTARY_SERVER", value_name = "HOST:PORT")]
     pub server: Option<String>,
-    /// Connect to a server beyond loopback without TLS
-    #[arg(long, env = "DISTRIBUTARY_INSECURE")]
-    pub insecure: bool,
+    /// How the server is known.
+    #[command(flatten)]
+    pub security: SecurityArgs,
 }
 
 /// `cleanup`
@@ -166,45 +167,12 @@ impl RuleArgs {
     }
 }
 
-/// Refuses to talk in the clear beyond this machine unless told to.
-///
-/// # Errors
-/// One clear line.
-pub fn check_servers(servers: &[String], insecure: bool) -> anyhow::Result<()> {
-    for server in servers {
-        let (host, port) =
-            server.rsplit_once(':').with_context(|| format!("--server {server:?} is not HOST:PORT"))?;
-        if host.is_empty() || port.parse::<u16>().is_err() {
-            bail!("--server {server:?} is not HOST:PORT");
-        }
-        let host = host.trim_matches(['[', ']']);
-        let loopback = host == "localhost" || host.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback());
-        if !loopback && !insecure {
-            bail!(
-                "--server {server} is on another machine, and what it says would not be secured: say --insecure if that is meant"
-            );
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use clap::Parser;
 
     use super::*;
     use crate::config::{Config, DetectLocal, Draft, Names, NodePortAddresses};
-
-    #[test]
-    fn servers_are_checked_before_anything_is_touched() {
-        let check =
-            |server: &str, insecure| check_servers(&[server.to_owned()], insecure).map_err(|e| e.to_string());
-        assert_eq!(check("127.0.0.1:7400", false), Ok(()));
-        assert_eq!(check("[::1]:7400", false), Ok(()));
-        assert_eq!(check("10.0.0.1:7400", true), Ok(()));
-        assert!(check("10.0.0.1:7400", false).unwrap_err().contains("not be secured"));
-        assert_eq!(check("nonsense", false).unwrap_err(), "--server \"nonsense\" is not HOST:PORT");
-    }
 
     fn parse(more: &[&str]) -> Result<Config, String> {
         let arguments = ["distributary-agent", "run", "--server", "127.0.0.1:7400"];

@@ -14,13 +14,12 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::{Observed, Observer, Side};
-use crate::args::{RunArgs, check_servers};
+use crate::args::RunArgs;
 use crate::config::Config;
 use crate::host::families::{Programmable, programmable};
 use crate::metrics::Metrics;
 use crate::node::Facts;
 use crate::sync::client::Client;
-use crate::sync::dial::Dialer;
 use crate::sync::mailbox::Mailbox;
 use crate::sync::{Programmed, Settings};
 
@@ -35,11 +34,11 @@ const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCAL
 pub async fn run(args: RunArgs, config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
     // A file of kube-proxy's says where kube-proxy listens.
     let address = args.host.metrics_bind_address.or(METRICS);
-    let RunArgs { rules, server, insecure, iptables_flavour, observe, init_only, .. } = args;
+    let RunArgs { rules, server, security, iptables_flavour, observe, init_only, .. } = args;
     if init_only {
         bail!("--init-only changes the host and --observe changes nothing: say one of them");
     }
-    check_servers(&server, insecure)?;
+    let dialer = security.dialer(&server)?;
     let mut sides = Vec::new();
     for Programmable { family, tools, flavour } in programmable(iptables_flavour.wanted()).await? {
         tracing::info!(family = family.as_str(), flavour = ?flavour, "will be compared; nothing is written");
@@ -53,7 +52,7 @@ pub async fn run(args: RunArgs, config: Config, shutdown: CancellationToken) -> 
     let (_programmed, seen) = watch::channel(Programmed::default());
     let client = Client::new(
         server,
-        Dialer::default(),
+        dialer,
         Settings::new(rules.cluster(), config.node.clone()),
         mailbox.clone(),
         seen,

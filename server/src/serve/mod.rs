@@ -3,6 +3,7 @@
 //! The response body is shared, already framed bytes, so the method is mounted by hand: tonic's encoder would copy
 //! every message once per agent.
 
+mod gate;
 mod stream;
 
 use std::convert::Infallible;
@@ -17,14 +18,18 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codec::{BufferSettings, Streaming};
 
+use crate::auth::Proof;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
+pub use gate::Gate;
+use gate::Passed;
 use stream::Stream;
 
 /// Path of `Distribution.Subscribe`.
@@ -78,6 +83,7 @@ impl Shared {
 /// When the listener fails for good.
 pub async fn serve(
     listener: TcpListener,
+    gate: Gate,
     shared: Arc<Shared>,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -88,8 +94,26 @@ pub async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((socket, _)) => {
-                connections.spawn(connection(socket, shared.clone(), shutdown.clone()));
+            Ok((socket, peer)) => {
+                let (gate, shared, shutdown) = (gate.clone(), shared.clone(), shutdown.clone());
+                connections.spawn(async move {
+                    let passed = tokio::select! {
+                        () = shutdown.cancelled() => return,
+                        passed = gate.pass(socket) => passed,
+                    };
+                    match passed {
+                        Ok(Passed::Clear(socket)) => {
+                            connection(socket, Proof::Nothing, shared, shutdown).await;
+                        }
+                        Ok(Passed::Secure(stream, proof)) => {
+                            connection(stream, proof, shared, shutdown).await;
+                        }
+                        Err(reason) => {
+                            shared.metrics.refused.inc();
+                            tracing::warn!(%peer, reason, "connection refused");
+                        }
+                    }
+                });
             }
             // Of one connection, or for want of descriptors: the next may succeed.
             Err(e) => {
@@ -105,14 +129,13 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(socket: TcpStream, shared: Arc<Shared>, shutdown: CancellationToken) {
-    if let Err(e) = socket.set_nodelay(true) {
-        tracing::debug!(error = %e, "a connection went before it began");
-        return;
-    }
+async fn connection<S>(socket: S, proof: Proof, shared: Arc<Shared>, shutdown: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let stopping = shutdown.clone();
     let service = hyper::service::service_fn(move |request| {
-        let response = respond(request, shared.clone(), stopping.clone());
+        let response = respond(request, proof.clone(), shared.clone(), stopping.clone());
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
@@ -139,7 +162,12 @@ async fn connection(socket: TcpStream, shared: Arc<Shared>, shutdown: Cancellati
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-fn respond(request: Request<Incoming>, shared: Arc<Shared>, shutdown: CancellationToken) -> Response<Body> {
+fn respond(
+    request: Request<Incoming>,
+    proof: Proof,
+    shared: Arc<Shared>,
+    shutdown: CancellationToken,
+) -> Response<Body> {
     let grpc = request
         .headers()
         .get(header::CONTENT_TYPE)
@@ -155,7 +183,7 @@ fn respond(request: Request<Incoming>, shared: Arc<Shared>, shutdown: Cancellati
     let decoder = tonic_prost::ProstCodec::<AgentMessage, AgentMessage>::raw_decoder(buffers);
     let inbound =
         Streaming::new_request(decoder, request.into_body(), None, Some(limits::AGENT_MESSAGE_BYTES));
-    let outbound = Stream::new(inbound, shared, shutdown);
+    let outbound = Stream::new(inbound, proof, shared, shutdown);
     let body = StreamBody::new(futures::stream::unfold(outbound, Stream::next)).boxed_unsync();
     response.body(body).unwrap_or_else(|_| Response::new(empty()))
 }

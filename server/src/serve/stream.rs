@@ -17,12 +17,14 @@ use tonic::Code;
 use tonic::codec::Streaming;
 
 use super::Shared;
+use crate::auth::Proof;
 use crate::metrics::Mode;
 use crate::session::{Began, Ended, Heard, Session};
 
 /// One agent's stream.
 pub(super) struct Stream {
     inbound: Streaming<AgentMessage>,
+    proof: Proof,
     shared: Arc<Shared>,
     shutdown: CancellationToken,
     news: watch::Receiver<()>,
@@ -41,6 +43,7 @@ enum Next {
 impl Stream {
     pub(super) fn new(
         inbound: Streaming<AgentMessage>,
+        proof: Proof,
         shared: Arc<Shared>,
         shutdown: CancellationToken,
     ) -> Self {
@@ -48,6 +51,7 @@ impl Stream {
         let own = shared.journal().own().clone();
         Self {
             inbound,
+            proof,
             news: shared.news.subscribe(),
             session: Session::new(Instant::now(), fastrand::f64()),
             own,
@@ -123,6 +127,11 @@ impl Stream {
         };
         match self.session.on(message, &self.own, Instant::now()) {
             Ok(Heard::Hello { node }) => {
+                if let Err(reason) = self.proof.covers(&node) {
+                    self.shared.metrics.refused.inc();
+                    tracing::warn!(node = &*node, reason, "agent refused");
+                    return Some(Next::End(Code::PermissionDenied, reason));
+                }
                 tracing::info!(node = &*node, "agent connected");
                 self.node = Some(node);
             }
