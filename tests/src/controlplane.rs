@@ -22,6 +22,7 @@ use crate::{
     credentials::Credentials,
     etcd::{Etcd, spawn_in},
     forward::{Forward, Side, free_address},
+    kube_proxy,
     netns::Namespace,
     process::{Running, control_plane_program, run, scratch},
     topology,
@@ -170,14 +171,9 @@ impl ControlPlane {
     /// # Errors
     /// When it cannot be built.
     pub fn kube_proxy_command(&self, node: &str) -> Result<Command> {
-        let mut command = Command::new(control_plane_program("kube-proxy")?);
-        command.arg("--kubeconfig").arg(&self.kubeconfig).args([
-            &format!("--hostname-override={node}"),
-            &format!("--cluster-cidr={}", topology::CLUSTER_CIDRS.join(",")),
-            // Limits of the whole machine, which are not for a namespace to set.
-            "--conntrack-max-per-core=0",
-            "--conntrack-min=0",
-        ]);
+        let mut command = kube_proxy::command(node)?;
+        command.arg("--kubeconfig").arg(&self.kubeconfig);
+        command.arg(format!("--cluster-cidr={}", topology::CLUSTER_CIDRS.join(",")));
         Ok(command)
     }
 

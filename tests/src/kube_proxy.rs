@@ -3,16 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
-use crate::controlplane::ControlPlane;
+use crate::api;
 use crate::deployed;
 use crate::netns::Namespace;
-use crate::process::{Running, scratch};
+use crate::process::{Running, control_plane_program, scratch};
 use crate::wait::within;
 
 /// Its metrics, where no agent has its own.
@@ -30,19 +31,17 @@ pub struct KubeProxy {
 }
 
 impl KubeProxy {
-    /// Starts it for that Node, which needs an address of each family. `flavour` is `nft` or `legacy`.
+    /// Starts it as one of these commands says. Its Node needs an address of each family. `flavour` is `nft` or `legacy`.
     ///
     /// # Errors
-    /// When it cannot be built or started, or the flavour is not installed.
+    /// When it cannot be started, or the flavour is not installed.
     pub fn start(
-        cluster: &ControlPlane,
+        mut command: Command,
         namespace: &Arc<Namespace>,
-        node: &str,
         flavour: &str,
         flags: &[&str],
     ) -> Result<Self> {
         let tools = tools_of(flavour)?;
-        let mut command = cluster.kube_proxy_command(node)?;
         command.env("PATH", path_with(tools.path()));
         command.arg("--proxy-mode=iptables").args(flags);
         command
@@ -85,6 +84,31 @@ impl KubeProxy {
     pub fn tail(&self) -> String {
         self.process.tail()
     }
+}
+
+/// A kube-proxy of that Node, which is still to be told where its API is.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn command(node: &str) -> Result<Command> {
+    let mut command = Command::new(control_plane_program("kube-proxy")?);
+    command.args([
+        &format!("--hostname-override={node}"),
+        // Limits of the whole machine, which are not for a namespace to set.
+        "--conntrack-max-per-core=0",
+        "--conntrack-min=0",
+    ]);
+    Ok(command)
+}
+
+/// A kube-proxy that follows the [`Api`](crate::api::Api) in its namespace.
+///
+/// # Errors
+/// When it cannot be built.
+pub fn command_at_api(node: &str) -> Result<Command> {
+    let mut command = command(node)?;
+    command.args([&format!("--master=http://{}", api::ADDRESS), "--kube-api-content-type=application/json"]);
+    Ok(command)
 }
 
 /// A folder in which `iptables` and so on are those of a flavour.

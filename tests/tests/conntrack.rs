@@ -237,6 +237,19 @@ fn a_client_that_keeps_its_port_follows_its_service() -> Result<()> {
 }
 
 #[test]
+fn a_service_that_is_deleted_while_the_agent_is_down_keeps_no_client() -> Result<()> {
+    let mut node = Node::start(|world| web(&[&world.pods[0]]), &[])?;
+    let mut clients = talk(&node.world);
+    expect(&node, "at first", &mut clients, by("pod-0"));
+    node.agent = None;
+    expect(&node, "the rules stay", &mut clients, by("pod-0"));
+    node.manifests.put("all.json", &[])?;
+    node.start_agent()?;
+    expect(&node, "the agent is back, and the service gone", &mut clients, Result::is_err);
+    Ok(())
+}
+
+#[test]
 fn a_client_that_talked_while_the_rules_were_lost_is_translated_again() -> Result<()> {
     let node = Node::start(|world| web(&[&world.pods[0]]), &[])?;
     node.world.node.script("iptables -t nat -F && iptables -t nat -X && conntrack -F")?;

@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 
 use anyhow::Result;
-use distributary_e2e::deployed::PATIENCE;
+use distributary_e2e::deployed::{self, PATIENCE};
 use distributary_e2e::netns::Namespace;
-use distributary_e2e::node::{Node, service, slices};
+use distributary_e2e::node::{Node, cluster_ips, service, slices};
 use distributary_e2e::process::binary;
-use distributary_e2e::topology::Topology;
+use distributary_e2e::topology::{POD_CIDRS, Topology};
 use distributary_e2e::traffic::{Client, Failure, Protocol};
 use distributary_e2e::wait::until;
 use serde_json::{Value, json};
@@ -77,6 +77,47 @@ fn what_needs_more_rights_can_be_done_before_and_the_rule_comes_before_the_route
         assert_eq!(rules.matches("-A KUBE-FIREWALL ").count(), 1, "{rules}");
         assert_eq!(rules.matches("PUT -j KUBE-FIREWALL").count(), 2, "{rules}");
         assert!(!rules.contains("KUBE-SERVICES"), "{rules}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_host_without_ipv6_has_rules_of_ipv4_alone() -> Result<()> {
+    let mut node = Node::prepare(&[])?;
+    for scope in ["all", "default"] {
+        node.world.node.set_sysctl(&format!("ipv6/conf/{scope}/disable_ipv6"), "1")?;
+    }
+    node.manifests.put("all.json", &web(&node.world))?;
+    node.start_server()?;
+    node.start_agent()?;
+    let [v4, _] = cluster_ips(1);
+    let client = node.world.pods[1].client_for(v4.ip());
+    let _ = node.expect("the family that there is", &client, Protocol::Tcp, v4, Result::is_ok);
+    let rules = node.world.node.shell("ip6tables-save")?;
+    assert!(!rules.contains("KUBE-"), "{rules}");
+    Ok(())
+}
+
+#[test]
+fn rules_that_need_a_fact_of_the_node_wait_for_it_and_it_is_said_what_is_missing() -> Result<()> {
+    let mut node = Node::prepare(&[])?;
+    node.manifests.put("all.json", &web(&node.world))?;
+    node.start_server()?;
+    let agent = deployed::plain_agent(&node.world.node, "node-a", &["--detect-local-mode=NodeCIDR"])?;
+    let what = "nothing is programmed before that is known";
+    let said = until("the complaint", 3 * PATIENCE, || deployed::logged(&agent, what).pop());
+    assert_eq!(
+        said["error"],
+        "no server has said anything of the Node node-a, it may not exist: --detect-local-mode NodeCIDR needs it"
+    );
+    assert!(!node.rules().contains("KUBE-SERVICES"), "{}", node.rules());
+    let this = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-a"},
+        "spec": {"podCIDR": POD_CIDRS[0], "podCIDRs": POD_CIDRS}});
+    node.manifests.put("node.json", &[this])?;
+    node.agent = Some(agent);
+    for target in cluster_ips(1) {
+        let client = node.world.pods[1].client_for(target.ip());
+        let _ = node.expect("what was missing came", &client, Protocol::Tcp, target, Result::is_ok);
     }
     Ok(())
 }

@@ -46,7 +46,8 @@ impl World {
         node.server_arguments =
             ["--source", "kubernetes", "--kubeconfig", &kubeconfig].map(str::to_owned).to_vec();
         node.start_server()?;
-        let kube_proxy = KubeProxy::start(&cluster, &node.world.node, "node-a", flavour, &[])?;
+        let kube_proxy =
+            KubeProxy::start(cluster.kube_proxy_command("node-a")?, &node.world.node, flavour, &[])?;
         services(&node, &client).await?;
         kube_proxy.wait_synced();
         Ok(Self { node, flavour, kube_proxy, client, _cluster: cluster, _turn: turn })

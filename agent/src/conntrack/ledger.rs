@@ -84,6 +84,17 @@ impl Ledger {
         }
     }
 
+    /// Destinations of rules that somebody wrote earlier. Those that no Service has now are former ones, and the flows to
+    /// them stale.
+    pub fn retire(&mut self, found: &BTreeSet<Claim>, now: Instant) {
+        for claim in found {
+            if is_udp(claim) && self.owners.owner(*claim).is_none() && self.retired.len() < RETIRED {
+                self.retired.insert(*claim);
+                self.changed.get_or_insert(now);
+            }
+        }
+    }
+
     /// Puts a Service, or takes it away. Costs what the Service has, and nothing where it has no UDP port.
     pub fn set(&mut self, key: &Arc<Key>, service: Option<&Service>, now: Instant) {
         let old = self.services.remove(key).unwrap_or_default();
@@ -127,11 +138,8 @@ impl Ledger {
     }
 
     fn read(&self, key: &Arc<Key>, service: &Service) -> Held {
-        let udp = |claim: &Claim| {
-            matches!(claim, Claim::Address(_, Protocol::Udp, _) | Claim::NodePort(Protocol::Udp, _))
-        };
         let mut claims = claims(&self.config, key, &service.header);
-        claims.retain(|(claim, _)| udp(claim));
+        claims.retain(|(claim, _)| is_udp(claim));
         let names: BTreeSet<Name> = claims.iter().map(|(_, claimant)| claimant.port.clone()).collect();
         let port = |name: Name| {
             let serving = serving(&self.config, key, service, &name, Protocol::Udp);
@@ -200,4 +208,8 @@ impl Ledger {
             NodePorts::At(addresses) => addresses.contains(address),
         }
     }
+}
+
+fn is_udp(claim: &Claim) -> bool {
+    matches!(claim, Claim::Address(_, Protocol::Udp, _) | Claim::NodePort(Protocol::Udp, _))
 }

@@ -1,12 +1,12 @@
 //! What was written since the last pass, merged: a pass that takes long costs one batch and no queue.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use distributary_model::{Key, Service};
 use tokio::sync::Notify;
 
-use crate::plan::{Family, NodeState};
+use crate::plan::{Claim, Family, NodeState};
 
 /// What is in the kernel now, and was not before.
 #[derive(Debug, Default)]
@@ -17,6 +17,9 @@ pub struct Changes {
     pub node: BTreeMap<Family, NodeState>,
     /// Rules were missing for a while.
     pub lost: bool,
+    /// UDP destinations of the rules that were found in the kernel and written over: whose services are gone by now, this
+    /// process has never heard of.
+    pub found: BTreeMap<Family, BTreeSet<Claim>>,
 }
 
 /// Between the reconciler and the worker.
@@ -34,6 +37,7 @@ impl Mailbox {
         all.services.append(&mut changes.services);
         all.node.append(&mut changes.node);
         all.lost |= changes.lost;
+        all.found.append(&mut changes.found);
         drop(waiting);
         self.news.notify_one();
     }

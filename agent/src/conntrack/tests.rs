@@ -12,7 +12,7 @@ use proptest::sample::Index;
 
 use super::flow::{Flow, UDP};
 use super::ledger::{GRACE, Ledger};
-use crate::plan::{Family, NodePorts, NodeState};
+use crate::plan::{Claim, Family, NodePorts, NodeState};
 
 const SERVING: &str = "10.240.0.4:9090";
 const DESTINATIONS: [&str; 4] = ["172.30.1.1:8000", "1.2.3.4:8000", "4.5.6.7:8000", "192.0.2.1:32000"];
@@ -163,6 +163,27 @@ fn a114_other_protocols_are_kept() {
             assert!(!case.stale(&Flow { protocol, ..flow(destination, "10.240.0.6:9090") }));
         }
     }
+}
+
+#[test]
+fn what_rules_of_an_earlier_run_led_from_is_stale_where_nobody_has_it_now() {
+    let mut case = Case::of(&served());
+    case.passed();
+    let address = |of: &str, protocol| {
+        let of: SocketAddr = of.parse().unwrap();
+        Claim::Address(of.ip(), protocol, of.port())
+    };
+    let known = [address(DESTINATIONS[0], Protocol::Udp), address("172.30.1.2:53", Protocol::Tcp)];
+    case.ledger.retire(&known.into(), case.now);
+    assert!(!case.wants_a_pass(), "all of them are somebody's, or not ours to judge");
+    let former = [address("172.30.1.2:53", Protocol::Udp), Claim::NodePort(Protocol::Udp, 32001)];
+    case.ledger.retire(&former.into(), case.now);
+    assert!(case.wants_a_pass());
+    assert!(case.stale_to("172.30.1.2:53", SERVING) && case.stale_to("192.0.2.1:32001", SERVING));
+    assert!(!case.stale_to("172.30.1.2:53", "172.30.1.2:53"), "nobody has translated it");
+    assert!(!case.stale_to("203.0.113.9:32001", SERVING), "another host's");
+    case.passed();
+    assert!(!case.wants_a_pass() && !case.stale_to("172.30.1.2:53", SERVING));
 }
 
 #[test]

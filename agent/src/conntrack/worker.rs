@@ -70,6 +70,9 @@ impl<T: Table> Worker<T> {
             if changes.lost {
                 ledger.touch(now);
             }
+            if let Some(found) = changes.found.get(&ledger.family()) {
+                ledger.retire(found, now);
+            }
         }
     }
 

@@ -8,6 +8,7 @@
 mod chain;
 mod cleanup;
 mod counts;
+mod destinations;
 #[doc(hidden)]
 pub mod fake;
 mod fixed;
@@ -23,6 +24,7 @@ mod text;
 mod theirs;
 pub mod trace;
 mod trie;
+mod wrong;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -42,6 +44,7 @@ use trie::EntryKey;
 pub use crate::plan::Family;
 pub use cleanup::{Scope, cleanup};
 pub use counts::Counts;
+pub use destinations::destinations;
 pub use fixed::{
     CANARY, INVALID_COUNTER, LOCALHOST_COUNTER, WATCHED, is_jump_of_ours, localnet_first, probe,
     probe_counters,

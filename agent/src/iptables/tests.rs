@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::fake::{Fake, Fate, From, Packet};
 use super::*;
-use crate::plan::{Config, Detector, NodePorts, PortPlan};
+use crate::plan::{Claim, Config, Detector, NodePorts, PortPlan};
 
 const NODE: &str = "n1";
 const POD: &str = "10.128.0.99";
@@ -102,6 +102,30 @@ fn adopting_what_was_written_writes_nothing() {
         settle(&mut rules, &mut kernel);
         again.adopt(&parse(&kernel.save()));
         assert_eq!(again.write(), None);
+    }
+}
+
+#[test]
+fn the_kernels_rules_say_which_destinations_they_lead_from() {
+    use Protocol::{Sctp, Tcp, Udp};
+    let theirs = include_str!("trace/kube-proxy.save");
+    let mut many = v4(options());
+    for i in 0..100 {
+        let service = service(&[&format!("10.96.1.{i}")]).port("", Udp, 53, 31_000 + i);
+        many.set(&key(&format!("many/s{i}")), Some(Arc::new(service)));
+    }
+    let mut kernel = Fake::default();
+    settle(&mut many, &mut kernel);
+    for (text, protocol, some, count) in [
+        (rendered(v4(options())), Udp, Claim::Address(ip("10.96.0.11"), Udp, 53), 2),
+        (rendered(v4(options())), Tcp, Claim::NodePort(Tcp, 30_013), 4),
+        (rendered(v4(options())), Sctp, Claim::Address(ip("10.96.0.12"), Sctp, 9), 1),
+        (kernel.save(), Udp, Claim::NodePort(Udp, 31_099), 200),
+        (theirs.to_owned(), Tcp, Claim::Address(ip("10.96.0.1"), Tcp, 443), 0),
+    ] {
+        let found = destinations(&parse(&text), protocol);
+        assert!(found.contains(&some), "{some:?} is not in {found:?}");
+        assert!(count == 0 || found.len() == count, "{found:?}");
     }
 }
 

@@ -283,7 +283,9 @@ impl<K: Kernel> Reconciler<K> {
     fn tell_flows(&mut self, lost: bool) {
         let node = self.rulesets.iter().map(|ruleset| (ruleset.family(), ruleset.node().clone())).collect();
         let services = std::mem::take(&mut self.unwritten);
-        self.flows.put(Changes { services, node, lost });
+        let found = self.rulesets.iter_mut().map(|ruleset| (ruleset.family(), ruleset.take_found()));
+        let found = found.filter(|(_, claims)| !claims.is_empty()).collect();
+        self.flows.put(Changes { services, node, lost, found });
     }
 
     fn done(&mut self, cursor: Option<Cursor>, took: Duration, services: usize, chains: usize) {
@@ -351,16 +353,16 @@ impl<K: Kernel> Reconciler<K> {
             if outcome.restores == 0 {
                 continue;
             }
-            let chains = outcome.chains;
             lost = true;
             self.metrics.restored.inc();
+            let Outcome { chains, found, .. } = outcome;
             tracing::warn!(
                 family,
                 chains,
+                found,
                 "the rules were not what they should be, and have been written again"
             );
-            let message =
-                format!("{family}: {chains} chains were lost or changed, and have been written again");
+            let message = format!("{family}: the rules have been written again, as was found: {found}");
             told.push(Event::RulesRestored(message));
         }
         told.into_iter().for_each(|event| self.report(event));

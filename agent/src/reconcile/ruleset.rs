@@ -1,15 +1,16 @@
 //! The rules of one family: what is wanted against what the kernel holds.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distributary_model::{Key, Name, Service};
+use distributary_model::{Key, Name, Protocol, Service};
 
 use super::Services;
 use super::suspect::{Suspect, suspect};
 use crate::iptables::{self, Counts, Family, Hairpin, Iptables, Options, Table};
 use crate::kernel::{Kernel, KernelError};
-use crate::plan::NodeState;
+use crate::plan::{Claim, NodeState};
 
 /// One family's rules and its kernel.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct Ruleset<K> {
     adopted: bool,
     /// It is known how hairpin traffic is to be matched, and whether rules can count.
     probed: bool,
+    /// The UDP destinations of the rules that were there when this process came, until they are taken.
+    found: Option<BTreeSet<Claim>>,
     /// The kernel has the objects that rules may count in.
     counts: bool,
     /// This process has brought the kernel to what it wanted at least once.
@@ -55,6 +58,8 @@ pub struct Outcome {
     pub failed: Option<KernelError>,
     /// The kernel was listed, and all rules compared with it.
     pub full: bool,
+    /// What was found then that had to be put right, in words.
+    pub found: String,
     /// How long it took.
     pub took: Duration,
 }
@@ -86,6 +91,7 @@ impl<K: Kernel> Ruleset<K> {
             services: 0,
             adopted: false,
             probed: false,
+            found: None,
             counts,
             settled: false,
             owned: false,
@@ -137,6 +143,11 @@ impl<K: Kernel> Ruleset<K> {
     /// From now on what somebody else writes is left as it is, or is not.
     pub fn set_yields(&mut self, yields: bool) {
         self.yields = yields;
+    }
+
+    /// The UDP destinations of the rules that were in the kernel when this process came; once.
+    pub fn take_found(&mut self) -> BTreeSet<Claim> {
+        self.found.as_mut().map(std::mem::take).unwrap_or_default()
     }
 
     /// Whether somebody else has written rules in kube-proxy's form over ours since this was asked last.
@@ -322,6 +333,9 @@ impl<K: Kernel> Ruleset<K> {
                 return Ok(());
             };
             outcome.restores += 1;
+            if outcome.full && outcome.found.is_empty() {
+                outcome.found = self.rules.wrong(&write);
+            }
             let count = write.chains.len() + write.deleted.len();
             match self.kernel.restore(&write.text).await {
                 Ok(()) => {
@@ -371,7 +385,9 @@ impl<K: Kernel> Ruleset<K> {
             }
             self.probed = true;
         }
-        self.rules.adopt(&iptables::parse(&saved));
+        let saved = iptables::parse(&saved);
+        self.found.get_or_insert_with(|| iptables::destinations(&saved, Protocol::Udp));
+        self.rules.adopt(&saved);
         self.adopted = true;
         Ok(())
     }

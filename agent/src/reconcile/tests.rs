@@ -345,8 +345,18 @@ async fn a_chain_that_somebody_edits_is_put_right_by_the_audit() {
     let before = world.kernel.with(|state| state.fake.save());
     world.kernel.with(|state| state.fake.restore("*nat\n:KUBE-MARK-MASQ - [0:0]\nCOMMIT\n").unwrap());
     assert_ne!(world.kernel.with(|state| state.fake.save()), before);
-    world.programmed.wait_for(|programmed| !programmed.events.is_empty()).await.unwrap();
+    let restores = world.kernel.with(|state| state.restores);
+    let programmed = world.programmed.wait_for(|programmed| !programmed.events.is_empty()).await.unwrap();
+    let said = "IPv4: the rules have been written again, as was found: nat/KUBE-MARK-MASQ changed";
+    assert_eq!(programmed.events, [(1, Event::RulesRestored(said.to_owned()))]);
+    drop(programmed);
     assert_eq!(world.kernel.with(|state| state.fake.save()), before);
+    // Nothing else was written.
+    assert_eq!(world.kernel.with(|state| state.restores), restores + 1);
+    let text = world.kernel.with(|state| state.text.clone());
+    let chains: Vec<&str> = text.lines().filter(|line| line.starts_with(':')).collect();
+    assert_eq!(chains, [":KUBE-MARK-MASQ - [0:0]"], "{text}");
+    assert_eq!(world.metrics.restored.get(), 1);
 }
 
 #[tokio::test(start_paused = true)]
@@ -416,7 +426,10 @@ async fn lost_rules_are_written_again_and_told() {
     world.program(&[("ns/a", Some(web(1, "10.0.0.1")))]).await;
     let before = world.kernel.with(|state| state.fake.save());
     world.kernel.with(|state| state.fake = Fake::default());
-    world.programmed.wait_for(|programmed| !programmed.events.is_empty()).await.unwrap();
+    let programmed = world.programmed.wait_for(|programmed| !programmed.events.is_empty()).await.unwrap();
+    let [(_, Event::RulesRestored(said))] = &programmed.events[..] else { panic!("{programmed:?}") };
+    assert!(said.contains("-j KUBE-SERVICES missing") && said.ends_with(" more"), "{said}");
+    drop(programmed);
     assert_eq!(world.kernel.with(|state| state.fake.save()), before);
 }
 

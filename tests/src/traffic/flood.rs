@@ -59,9 +59,14 @@ pub struct Tally {
     pub exchanges: u64,
     /// Connections that lasted until the end.
     pub lasting: u64,
+    /// New flows that were answered, by where they came from and how.
+    pub answered: BTreeMap<Kind, u64>,
     /// Some of what failed.
     pub examples: Vec<String>,
 }
+
+/// Flows of one kind: the name of their origin, protocol, and whether they are IPv6.
+pub type Kind = (&'static str, Protocol, bool);
 
 impl Tally {
     /// All new flows.
@@ -93,7 +98,7 @@ struct Shared {
 }
 
 enum Outcome {
-    Answered(Protocol),
+    Answered(Kind),
     Failed(io::Error),
 }
 
@@ -168,8 +173,13 @@ impl Shared {
     fn count(&self, what: &str, outcome: Outcome) {
         let mut tally = self.tally();
         match outcome {
-            Outcome::Answered(Protocol::Udp) => tally.udp += 1,
-            Outcome::Answered(_) => tally.tcp += 1,
+            Outcome::Answered(kind) => {
+                match kind.1 {
+                    Protocol::Udp => tally.udp += 1,
+                    _ => tally.tcp += 1,
+                }
+                *tally.answered.entry(kind).or_default() += 1;
+            }
             Outcome::Failed(error) => {
                 match error.kind() {
                     io::ErrorKind::TimedOut => tally.lost += 1,
@@ -212,7 +222,7 @@ async fn flows(origin: &Origin, rate: u32, lasting: usize, shared: &Arc<Shared>)
                         }
                     };
                     let outcome = match timeout(PATIENCE, asked).await {
-                        Ok(Ok(())) => Outcome::Answered(protocol),
+                        Ok(Ok(())) => Outcome::Answered((name, protocol, target.is_ipv6())),
                         Ok(Err(error)) => Outcome::Failed(error),
                         Err(_) => Outcome::Failed(io::ErrorKind::TimedOut.into()),
                     };

@@ -170,51 +170,49 @@ cases! {
         on.check(&on.h, v.external_ip(), Untouched);
     }
 
-    only kube_proxy {
-        fn a025_node_ports_are_on_the_addresses_that_are_named(on: BOTH_NETWORKS) {
-            let v = V::new(25);
-            on.put(&v, &[ready(&on.l), ready(&on.r)]);
-            let _own = on.listen(v.node_port_number());
-            for address in [on.h.addresses.v4, on.h2.addresses.v4] {
-                let target = SocketAddr::from((address, v.node_port_number()));
-                on.check_one(Protocol::Tcp, &on.c1, target, Masqueraded(&["L", "R"]));
-            }
-            let other = SocketAddr::from((NODE.v4, v.node_port_number()));
-            let answer = on.c1.client_for(other.ip()).ask(Protocol::Tcp, other).expect("an answer");
-            assert_eq!((answer.who.as_str(), answer.seen_source.ip()), ("self", IpAddr::V4(on.c1.addresses.v4)));
+    fn a025_node_ports_are_on_the_addresses_that_are_named(on: BOTH_NETWORKS) {
+        let v = V::new(25);
+        on.put(&v, &[ready(&on.l), ready(&on.r)]);
+        let _own = on.listen(v.node_port_number());
+        for address in [on.h.addresses.v4, on.h2.addresses.v4] {
+            let target = SocketAddr::from((address, v.node_port_number()));
+            on.check_one(Protocol::Tcp, &on.c1, target, Masqueraded(&["L", "R"]));
         }
+        let other = SocketAddr::from((NODE.v4, v.node_port_number()));
+        let answer = on.c1.client_for(other.ip()).ask(Protocol::Tcp, other).expect("an answer");
+        assert_eq!((answer.who.as_str(), answer.seen_source.ip()), ("self", IpAddr::V4(on.c1.addresses.v4)));
+    }
 
-        fn a026_localhost_has_node_ports(on: PLAIN) {
-            let v = V::new(26);
-            on.put(&v, &[ready(&on.l), ready(&on.r)]);
-            let _own = on.listen(v.node_port_number());
-            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, v.node_port_number()));
-            on.check_one(Protocol::Tcp, &loopback(on), target, Masqueraded(&["L", "R"]));
-        }
+    fn a026_localhost_has_node_ports(on: PLAIN) {
+        let v = V::new(26);
+        on.put(&v, &[ready(&on.l), ready(&on.r)]);
+        let _own = on.listen(v.node_port_number());
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, v.node_port_number()));
+        on.check_one(Protocol::Tcp, &loopback(on), target, Masqueraded(&["L", "R"]));
+    }
 
-        fn a029_what_comes_from_elsewhere_to_localhost_is_dropped(on: ALONE) {
-            let wild = [IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
-            let own = Server::start(&on.world.node, SELF_NAME, Protocol::Udp, &wild, 3129).expect("a port");
-            let outside = &on.world.outside;
-            for scope in ["all", "eth0"] {
-                outside.set_sysctl(&format!("ipv4/conf/{scope}/route_localnet"), "1").expect("a sysctl");
-            }
-            let routes = format!(
-                "ip addr add 10.1.1.1/32 dev eth0; ip route del table local local 127.0.0.0/8 dev lo; \
-                 ip route del table local local 127.0.0.1 dev lo; ip route add 127.0.0.1/32 via {} src 10.1.1.1",
-                NODE.v4
-            );
-            outside.script(&routes).expect("a way to somebody else's localhost");
-            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, 3129));
-            // It need not be answered to do harm.
-            let ask = || {
-                let client = Client::new(outside).from_address(Ipv4Addr::new(10, 1, 1, 1).into());
-                client.with_timeout(Duration::from_millis(300)).ask(Protocol::Udp, target).ok();
-                own.requests()
-            };
-            assert_eq!(ask(), 0);
-            on.world.node.shell("iptables -F KUBE-FIREWALL").expect("the chain is there");
-            until("a packet to get through without the rule", PATIENCE, || (ask() > 0).then_some(()));
+    fn a029_what_comes_from_elsewhere_to_localhost_is_dropped(on: ALONE) {
+        let wild = [IpAddr::V4(Ipv4Addr::UNSPECIFIED)];
+        let own = Server::start(&on.world.node, SELF_NAME, Protocol::Udp, &wild, 3129).expect("a port");
+        let outside = &on.world.outside;
+        for scope in ["all", "eth0"] {
+            outside.set_sysctl(&format!("ipv4/conf/{scope}/route_localnet"), "1").expect("a sysctl");
         }
+        let routes = format!(
+            "ip addr add 10.1.1.1/32 dev eth0; ip route del table local local 127.0.0.0/8 dev lo; \
+             ip route del table local local 127.0.0.1 dev lo; ip route add 127.0.0.1/32 via {} src 10.1.1.1",
+            NODE.v4
+        );
+        outside.script(&routes).expect("a way to somebody else's localhost");
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, 3129));
+        // It need not be answered to do harm.
+        let ask = || {
+            let client = Client::new(outside).from_address(Ipv4Addr::new(10, 1, 1, 1).into());
+            client.with_timeout(Duration::from_millis(300)).ask(Protocol::Udp, target).ok();
+            own.requests()
+        };
+        assert_eq!(ask(), 0);
+        on.world.node.shell("iptables -F KUBE-FIREWALL").expect("the chain is there");
+        until("a packet to get through without the rule", PATIENCE, || (ask() > 0).then_some(()));
     }
 }

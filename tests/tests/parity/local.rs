@@ -186,12 +186,10 @@ cases! {
         counted("0");
     }
 
-    only kube_proxy {
-        fn a037_nor_localhost(on: PLAIN) {
-            let v = V::new(37).external_local();
-            on.put(&v, &[ready(&on.l), ready(&on.r)]);
-            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, v.node_port_number()));
-            on.check_one(Protocol::Tcp, &loopback(on), target, Masqueraded(&["L", "R"]));
-        }
+    fn a037_nor_localhost(on: PLAIN) {
+        let v = V::new(37).external_local();
+        on.put(&v, &[ready(&on.l), ready(&on.r)]);
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, v.node_port_number()));
+        on.check_one(Protocol::Tcp, &loopback(on), target, Masqueraded(&["L", "R"]));
     }
 }

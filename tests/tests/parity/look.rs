@@ -104,7 +104,7 @@ impl Stage {
     }
 
     /// Whether an address is the node's.
-    fn is_own(&self, address: IpAddr) -> bool {
+    pub(crate) fn is_own(&self, address: IpAddr) -> bool {
         address.is_loopback()
             || [NODE, NODE_INSIDE, GATEWAY, self.h.addresses, self.h2.addresses]
                 .iter()

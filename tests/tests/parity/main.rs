@@ -11,7 +11,9 @@ mod topology;
 mod affinity;
 mod cluster_ip;
 mod conditions;
+mod detector;
 mod external;
+mod fuzz;
 mod local;
 mod ranges;
 
@@ -49,14 +51,10 @@ pub(crate) fn kube_proxy_agrees(cases: &[Case]) {
     assert!(wrong.is_empty(), "kube-proxy disagrees with {wrong:?}");
 }
 
-/// Makes a test of every function, with the agent as its subject, and one for all of them with kube-proxy. Those in
-/// `only kube_proxy` are what the agent is still to come up to: docs/parity.md says what it lacks.
+/// Makes a test of every function, with the agent as its subject, and one for all of them with kube-proxy.
 #[macro_export]
 macro_rules! cases {
-    (
-        $(fn $name:ident($stage:ident: $setup:expr) $body:block)*
-        $(only kube_proxy { $(fn $later:ident($on:ident: $like:expr) $does:block)* })?
-    ) => {
+    ($(fn $name:ident($stage:ident: $setup:expr) $body:block)*) => {
         $(
             #[test]
             fn $name() {
@@ -70,7 +68,6 @@ macro_rules! cases {
             #[allow(unused_imports)]
             use super::*;
             $(pub(super) fn $name($stage: &$crate::stage::Stage) $body)*
-            $($(pub(super) fn $later($on: &$crate::stage::Stage) $does)*)?
         }
 
         #[test]
@@ -80,10 +77,6 @@ macro_rules! cases {
                     static SETUP: $crate::stage::Setup = $setup;
                     $crate::Case { name: stringify!($name), setup: &SETUP, run: run::$name }
                 },)*
-                $($({
-                    static SETUP: $crate::stage::Setup = $like;
-                    $crate::Case { name: stringify!($later), setup: &SETUP, run: run::$later }
-                },)*)?
             ]);
         }
     };

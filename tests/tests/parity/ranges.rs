@@ -96,12 +96,10 @@ cases! {
         }
     }
 
-    only kube_proxy {
-        fn a083_a_node_in_the_ranges_may_come_from_the_vip(on: PLAIN) {
-            let v = V::new(83).ranges(&NODE_AND_C1);
-            on.put(&v, &[ready(&on.l)]);
-            on.check(&on.h, v.vip(), Masqueraded(&["L"]));
-            on.check(&at_its_vip(on, &v), v.vip(), Masqueraded(&["L"]));
-        }
+    fn a083_a_node_in_the_ranges_may_come_from_the_vip(on: PLAIN) {
+        let v = V::new(83).ranges(&NODE_AND_C1);
+        on.put(&v, &[ready(&on.l)]);
+        on.check(&on.h, v.vip(), Masqueraded(&["L"]));
+        on.check(&at_its_vip(on, &v), v.vip(), Masqueraded(&["L"]));
     }
 }

@@ -218,7 +218,7 @@ pub(crate) fn ready(pod: &Pod) -> Endpoint {
 }
 
 impl Endpoint {
-    fn condition(mut self, ready: bool, serving: bool, terminating: bool) -> Self {
+    pub(crate) fn condition(mut self, ready: bool, serving: bool, terminating: bool) -> Self {
         self.conditions = json!({"ready": ready, "serving": serving, "terminating": terminating});
         self
     }

@@ -2,16 +2,16 @@
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError};
 
 use anyhow::Result;
-use distributary_e2e::api::{self, Api};
+use distributary_e2e::api::Api;
 use distributary_e2e::deployed::{self, PATIENCE};
+use distributary_e2e::kube_proxy;
 use distributary_e2e::manifests::Manifests;
 use distributary_e2e::node::AGENT_ADMIN;
-use distributary_e2e::process::{Running, control_plane_program};
+use distributary_e2e::process::Running;
 use distributary_e2e::topology::{Addresses, Pod, Topology};
 use distributary_e2e::traffic::{Protocol, Server};
 use distributary_e2e::wait::within;
@@ -210,17 +210,8 @@ impl Stage {
         let program = match self.subject {
             Subject::Agent => deployed::plain_agent(node, SELF_NAME, &flags)?,
             Subject::KubeProxy => {
-                let mut command = Command::new(control_plane_program("kube-proxy")?);
-                command.args([
-                    &format!("--master=http://{}", api::ADDRESS),
-                    "--kube-api-content-type=application/json",
-                    &format!("--hostname-override={SELF_NAME}"),
-                    "--proxy-mode=iptables",
-                    "--iptables-min-sync-period=0s",
-                    // Limits of the whole machine, which are not for a namespace to set.
-                    "--conntrack-max-per-core=0",
-                    "--conntrack-min=0",
-                ]);
+                let mut command = kube_proxy::command_at_api(SELF_NAME)?;
+                command.args(["--proxy-mode=iptables", "--iptables-min-sync-period=0s"]);
                 node.spawn("kube-proxy", command.args(flags))?
             }
         };

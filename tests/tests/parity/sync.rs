@@ -21,12 +21,10 @@ cases! {
         assert!(rules.lines().count() == 2 && rules.lines().all(is_right), "{rules}");
     }
 
-    only kube_proxy {
-        fn a103_a_liberal_kernel_has_no_rule_against_invalid_packets(on: LIBERAL) {
-            let v = V::new(103);
-            on.put(&v, &[ready(&on.l)]);
-            on.check(&on.p, v.cluster_ip(), Kept(&["L"]));
-            assert_eq!(on.rules("INVALID"), "");
-        }
+    fn a103_a_liberal_kernel_has_no_rule_against_invalid_packets(on: LIBERAL) {
+        let v = V::new(103);
+        on.put(&v, &[ready(&on.l)]);
+        on.check(&on.p, v.cluster_ip(), Kept(&["L"]));
+        assert_eq!(on.rules("INVALID"), "");
     }
 }
