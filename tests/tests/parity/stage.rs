@@ -66,6 +66,9 @@ const FABRIC: [&str; 6] = [
     "2001:db8:123::/64",
     "fd00:192:168:99::/64",
 ];
+/// What lists the rules of a family, of whichever flavour.
+const SAVES: [&str; 2] =
+    ["iptables-nft-save; iptables-legacy-save", "ip6tables-nft-save; ip6tables-legacy-save"];
 /// The namespace of every object here.
 pub(crate) const NAMESPACE: &str = "parity";
 
@@ -309,8 +312,8 @@ impl Stage {
     fn wait_for(&self, sign: &str) {
         let all = [format!("{sign} cluster IP"), format!("{sign}-none has no endpoints")];
         let here = || {
-            ["iptables-save", "ip6tables-save"].iter().all(|save| {
-                let rules = self.world.node.run(save, &[]).unwrap_or_default();
+            SAVES.iter().all(|save| {
+                let rules = self.world.node.script(save).unwrap_or_default();
                 all.iter().all(|sign| rules.contains(sign))
             })
         };
@@ -321,7 +324,7 @@ impl Stage {
 
     /// The rules of both families that name something; with nothing, all.
     pub(crate) fn rules(&self, what: &str) -> String {
-        let all = self.world.node.script("iptables-save; ip6tables-save").unwrap_or_default();
+        let all = self.world.node.script(&SAVES.join("; ")).unwrap_or_default();
         all.lines().filter(|line| line.contains(what)).collect::<Vec<_>>().join("\n")
     }
 
