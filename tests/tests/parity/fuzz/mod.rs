@@ -82,10 +82,12 @@ fn member(rng: &mut Rng, name: &'static str, hints: bool) -> Member {
 fn service(rng: &mut Rng) -> Service {
     let lingering = chance(rng, 0.15);
     let hints = chance(rng, 0.4);
-    let mut members: Vec<Member> = ["L", "L2", "R", "R2"]
-        .into_iter()
-        .filter_map(|name| chance(rng, 0.45).then(|| member(rng, name, hints)))
-        .collect();
+    let mut members = Vec::new();
+    for name in ["L", "L2", "R", "R2"] {
+        if chance(rng, 0.45) {
+            members.push(member(rng, name, hints));
+        }
+    }
     if lingering {
         for it in &mut members {
             (it.ready, it.serving, it.terminating) = (false, chance(rng, 0.7), true);

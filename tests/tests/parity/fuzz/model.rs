@@ -129,16 +129,14 @@ impl Service {
         if ready.is_empty() {
             return of(self.members.iter().filter(|it| it.lingers()).collect());
         }
-        let hints: [(&dyn Fn(&Member) -> &'static [&'static str], _); 2] =
-            [(&|it: &Member| it.nodes, here.name), (&|it: &Member| it.zones, here.zone)];
-        for (hints, own) in hints {
-            let hinted: Vec<&Member> =
+        // Those that a node, or zone, of this name is hinted for: where every ready one has such hints, and this is among them.
+        let hinted = |own: &str, hints: fn(&Member) -> &'static [&'static str]| {
+            let some: Vec<&Member> =
                 ready.iter().copied().filter(|it| !own.is_empty() && hints(it).contains(&own)).collect();
-            if ready.iter().all(|it| !hints(it).is_empty()) && !hinted.is_empty() {
-                return of(hinted);
-            }
-        }
-        of(ready)
+            (ready.iter().all(|it| !hints(it).is_empty()) && !some.is_empty()).then_some(some)
+        };
+        let topology = hinted(here.name, |it| it.nodes).or_else(|| hinted(here.zone, |it| it.zones));
+        of(topology.unwrap_or(ready))
     }
 
     fn local(&self) -> Vec<&'static str> {
