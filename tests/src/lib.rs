@@ -20,6 +20,7 @@ pub mod netns;
 pub mod node;
 pub mod objects;
 pub mod process;
+pub mod shapes;
 pub mod topology;
 pub mod traffic;
 pub mod wait;

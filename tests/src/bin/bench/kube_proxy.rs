@@ -10,17 +10,20 @@ use distributary_e2e::controlplane::ControlPlane;
 use distributary_e2e::netns::Namespace;
 use distributary_e2e::process::Running;
 
-use super::load::node_name;
-use super::node::{Node, memory};
+use super::backend::Mode;
+use super::load::{CLUSTER_CIDRS, node_name};
+use super::node::{Node, kernel_memory, memory};
 
 const FULL: &str = "kubeproxy_sync_full_proxy_rules_duration_seconds";
 const PARTIAL: &str = "kubeproxy_sync_partial_proxy_rules_duration_seconds";
 const METRICS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 10249);
 
-/// A running one, in iptables mode.
+/// A running one.
 #[derive(Debug)]
 pub(crate) struct KubeProxy {
     process: Running,
+    /// What the kernel had before it was there.
+    kernel_mib: f64,
     namespace: Arc<Namespace>,
 }
 
@@ -33,11 +36,13 @@ struct Histogram {
 
 impl KubeProxy {
     /// Starts it on a node.
-    pub(crate) fn start(node: &Node, cluster: &ControlPlane) -> Result<Self> {
+    pub(crate) fn start(node: &Node, cluster: &ControlPlane, mode: Mode) -> Result<Self> {
+        let (mode, pods) = (format!("--proxy-mode={mode}"), format!("--cluster-cidr={CLUSTER_CIDRS}"));
         // By default it waits for up to a second for more.
-        let flags = ["--proxy-mode=iptables", "--iptables-min-sync-period=0s"];
+        let flags = [mode.as_str(), &pods, "--iptables-min-sync-period=0s"];
+        let kernel_mib = kernel_memory()?;
         let process = cluster.kube_proxy(&node.namespace, &node_name(0), &flags)?;
-        Ok(Self { process, namespace: Arc::clone(&node.namespace) })
+        Ok(Self { process, namespace: Arc::clone(&node.namespace), kernel_mib })
     }
 
     /// Waits for its first full sync of IPv4, and gives its length in milliseconds.
@@ -64,6 +69,11 @@ impl KubeProxy {
         memory(self.process.id(), "VmRSS")
     }
 
+    /// Megabytes that the kernel has more than before.
+    pub(crate) fn kernel_memory(&self) -> Result<f64> {
+        Ok(kernel_memory()? - self.kernel_mib)
+    }
+
     async fn grown(&mut self, name: &str, before: Histogram, patience: Duration) -> Result<Histogram> {
         let polling = async {
             loop {
@@ -79,7 +89,8 @@ impl KubeProxy {
         };
         match tokio::time::timeout(patience, polling).await {
             Ok(Some(now)) => Ok(now),
-            _ => bail!("kube-proxy has not synced in {patience:?}; its log ends\n{}", self.process.tail()),
+            Ok(None) => bail!("kube-proxy has ended; its log ends\n{}", self.process.tail()),
+            Err(_) => bail!("not done in {} s; its log ends\n{}", patience.as_secs(), self.process.tail()),
         }
     }
 

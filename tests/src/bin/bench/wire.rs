@@ -17,11 +17,12 @@ use serde_json::{Value, json};
 use super::load::{NAMESPACE, NODES, endpoint, node_name, pod, slice};
 
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Endpoints here have numbers that no others have.
+const FIRST: usize = 2_160_000;
 
 /// Bytes of one change.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Weight {
-    pub(crate) endpoints: usize,
     pub(crate) ours: usize,
     pub(crate) protobuf: usize,
     pub(crate) json: usize,
@@ -31,7 +32,7 @@ pub(crate) struct Weight {
 pub(crate) async fn weigh(client: &Client, hub: &Arc<Namespace>, endpoints: usize) -> Result<Weight> {
     let name = format!("checkout-{endpoints}");
     let spec = json!({"ports": [{"name": "http", "port": 80, "targetPort": 8080}]});
-    let mut listed: Vec<Value> = (0..endpoints).map(|i| full(60_000 + i)).collect();
+    let mut listed: Vec<Value> = (0..endpoints).map(|i| full(FIRST + i)).collect();
     objects::apply(client, &objects::service(NAMESPACE, &name, &spec)).await?;
     let mut before = objects::apply(client, &slice(&name, &json!(listed))).await?;
     let reader = Reader::start(hub, SERVER, &node_name(0))?;
@@ -41,7 +42,7 @@ pub(crate) async fn weigh(client: &Client, hub: &Arc<Namespace>, endpoints: usiz
     while ours.is_none() {
         attempts += 1;
         ensure!(attempts < 10, "no frame has just the one endpoint of {name} that was replaced");
-        listed[endpoints / 2] = full(65_000 + attempts);
+        listed[endpoints / 2] = full(FIRST + 5_000 + attempts);
         let patch = json!({"endpoints": listed});
         let after = objects::patch(client, "EndpointSlice", Some(NAMESPACE), &name, &patch).await?;
         ours = replaced(&reader, &name)?;
@@ -56,7 +57,7 @@ pub(crate) async fn weigh(client: &Client, hub: &Arc<Namespace>, endpoints: usiz
     for kind in ["EndpointSlice", "Service"] {
         objects::delete(client, kind, Some(NAMESPACE), &name).await?;
     }
-    Ok(Weight { endpoints, ours, protobuf, json })
+    Ok(Weight { ours, protobuf, json })
 }
 
 /// The bytes of the frame in which one endpoint of that Service goes and one comes. None when the server has nothing
@@ -81,12 +82,13 @@ fn replaced(reader: &Reader, name: &str) -> Result<Option<usize>> {
 
 /// An endpoint as a cluster with zones has it, with the reference to its Pod.
 fn full(number: usize) -> Value {
+    let digits = number % 100_000;
     let mut endpoint = endpoint(pod(number), &node_name(number % NODES));
     endpoint["zone"] = json!("eu-west-1a");
     endpoint["hints"] = json!({"forZones": [{"name": "eu-west-1a"}]});
     endpoint["targetRef"] = json!({
-        "kind": "Pod", "namespace": NAMESPACE, "name": format!("checkout-7d4b9c6f5d-{number}"),
-        "uid": format!("3f0c1f9e-5a52-4a53-9d0e-7a1d3e4{number:05}"),
+        "kind": "Pod", "namespace": NAMESPACE, "name": format!("checkout-7d4b9c6f5d-{digits}"),
+        "uid": format!("3f0c1f9e-5a52-4a53-9d0e-7a1d3e4{digits}"),
     });
     endpoint
 }
