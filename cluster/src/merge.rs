@@ -55,6 +55,11 @@ impl Slice {
         entries.dedup();
         Self { ports: interner.ports(ports), entries: entries.into() }
     }
+
+    /// Of its endpoints.
+    pub(crate) fn addresses(&self) -> impl Iterator<Item = std::net::IpAddr> {
+        self.entries.iter().map(|entry| entry.address)
+    }
 }
 
 /// The endpoints of all slices of a Service, in canonical form.

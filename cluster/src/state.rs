@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use distributary_model::limits::{ENDPOINTS_PER_SERVICE, ENDPOINTS_PER_STREAM, LIST, PORTS, STRING_BYTES};
@@ -128,6 +129,28 @@ impl Cluster {
     /// All Nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = (&Name, &NodeView)> {
         self.nodes.iter()
+    }
+
+    /// The Service that an object is, or whose endpoints it has, and the addresses of those that are its own; `None`
+    /// where it is part of none.
+    pub fn part(&self, object: &ObjectKey) -> Option<(Arc<Key>, Vec<IpAddr>)> {
+        let of = |name: &Name| {
+            let key = Key::service(self.id.clone(), object.namespace.clone(), name.clone());
+            self.services.get_key_value(&key)
+        };
+        match object.kind {
+            ObjectKind::Service => {
+                let (key, parts) = of(&object.name)?;
+                parts.header.as_ref()?;
+                Some((key.clone(), Vec::new()))
+            }
+            ObjectKind::EndpointSlice => {
+                let owner = self.owners.get(&(object.namespace.clone(), object.name.clone()))?;
+                let (key, parts) = of(owner)?;
+                Some((key.clone(), parts.slices.get(&object.name)?.addresses().collect()))
+            }
+            ObjectKind::Node | ObjectKind::ServiceCidr => None,
+        }
     }
 
     /// Takes a batch in. Content that is equal in the end is silence, however it came to be.

@@ -5,6 +5,7 @@
 //! `proto/distributary/v1/distribution.proto`.
 
 mod ages;
+pub mod claims;
 pub mod codec;
 pub mod delta;
 pub mod hash;

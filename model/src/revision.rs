@@ -94,6 +94,11 @@ impl Marks {
         self.0.insert((mark.cluster, mark.kind), mark.resource_version);
     }
 
+    /// How far that kind of that source is included.
+    pub fn get(&self, cluster: &Name, kind: ObjectKind) -> Option<u64> {
+        self.0.get(&(cluster.clone(), kind)).copied()
+    }
+
     /// All marks, in order of source and kind.
     pub fn iter(&self) -> impl Iterator<Item = Mark> + '_ {
         self.0.iter().map(|((cluster, kind), &resource_version)| Mark {

@@ -2,18 +2,19 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::routing::{MethodRouter, get, post};
+use axum::{Extension, Router};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::registry::Registry;
 use tokio::net::TcpListener;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::exposition::{self, OPEN_METRICS, PLAIN};
-use crate::http::Http;
+use crate::http::{Http, Peer};
 use crate::ready::Ready;
 
 /// A scraper, probes and somebody who looks.
@@ -60,4 +61,16 @@ async fn metrics(State(registry): State<SharedRegistry>, headers: HeaderMap) -> 
         true => ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response(),
         false => ([(header::CONTENT_TYPE, PLAIN)], exposition::plain(&text)).into_response(),
     }
+}
+
+/// A POST that only this host may send: it wakes whoever receives, and is answered with `done`.
+pub fn from_here(tell: mpsc::Sender<()>, done: &'static str) -> MethodRouter {
+    post(async move |Extension(Peer(peer)): Extension<Peer>| {
+        if !peer.ip().to_canonical().is_loopback() {
+            return (StatusCode::FORBIDDEN, "only from this host: ask its loopback address\n");
+        }
+        // One that waits already is as good.
+        let _ = tell.try_send(());
+        (StatusCode::OK, done)
+    })
 }

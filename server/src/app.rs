@@ -4,9 +4,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use anyhow::Context;
-use distributary_model::Epoch;
-use distributary_runtime::admin::{self, SharedRegistry};
+use anyhow::{Context, bail};
+use distributary_model::{Epoch, Name};
+use distributary_runtime::admin::{self, SharedRegistry, from_here};
 use distributary_runtime::ready::Ready;
 use distributary_runtime::tasks::Tasks;
 use distributary_runtime::tls::Acceptor;
@@ -71,30 +71,60 @@ impl Bound {
     /// When a part of it ends by itself.
     pub async fn run_with(self, origin: impl Source, shutdown: CancellationToken) -> anyhow::Result<()> {
         let Self { listener, admin, gate, acceptor, args } = self;
-        let Args { log: _, source, kubeconfig: _, cluster_id, listen: _, admin_listen: _, security: _ } =
-            args;
+        let Args {
+            log: _,
+            source,
+            kubeconfig: _,
+            cluster_id,
+            listen: _,
+            admin_listen: _,
+            fleet,
+            security: _,
+        } = args;
         let (listen, admin_listen) = (listener.local_addr()?, admin.local_addr()?);
         tracing::info!(%source, %listen, tls = acceptor.is_some(), admin = %admin_listen, "starting");
 
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let ready = Ready::default();
-        let journal = Journal::new(Epoch(random()?), cluster_id.as_str().into(), LOG_BYTES, Instant::now());
-        let shared = Shared::new(journal, metrics);
+        let own = Name::from(cluster_id);
+        let replicas = fleet.replicas(&own, listen);
+        let journal = Journal::new(Epoch(random()?), own, LOG_BYTES, Instant::now())
+            .among(replicas)
+            .patient(fleet.hold_removals)
+            .giving(fleet.join_bytes_per_second);
+        let shared = Shared::new(journal, metrics, fleet.connection_age());
         registry.register_collector(Box::new(State(shared.clone())));
         let registry: SharedRegistry = Arc::new(Mutex::new(registry));
         let (updates, received) = mpsc::channel(64);
+        let (release, released) = mpsc::channel(1);
 
         let mut tasks = Tasks::default();
         tasks.spawn("source", origin.run(updates));
-        tasks.spawn("distribute", distribute(shared.clone(), received, ready.hold("the initial lists")));
+        tasks.spawn(
+            "distribute",
+            distribute(shared.clone(), received, released, ready.hold("the initial lists")),
+        );
         if let Some(acceptor) = acceptor {
             tasks.spawn("certificates", acceptor.follow());
         }
-        let more = axum::Router::new();
-        tasks.spawn("admin", admin::serve(admin, ready, registry, more, shutdown.clone()));
-        let streams = tokio::spawn(serve::serve(listener, gate, shared, shutdown.clone()));
-        tasks.supervise(&shutdown).await?;
+        let more = axum::Router::new()
+            .route("/debug/release-removals", from_here(release, "held removals are let go\n"))
+            .merge(crate::admin::router(shared.clone()));
+        // What everybody waits for who is to end, after the agents have gone.
+        let stop = CancellationToken::new();
+        tasks.spawn("admin", admin::serve(admin, ready.clone(), registry, more, stop.clone()));
+        let mut streams = tokio::spawn(serve::serve(listener, gate, shared.clone(), stop.clone()));
+        let ended = tokio::select! {
+            ended = tasks.supervise(&shutdown) => ended,
+            ended = &mut streams => return ended?.and_then(|()| bail!("the streams ended by themselves")),
+        };
+        if ended.is_ok() {
+            let _leaving = ready.hold("the shutdown");
+            shared.leave(fleet.drain_within).await;
+        }
+        stop.cancel();
+        ended?;
         streams.await?
     }
 }

@@ -1,5 +1,6 @@
 //! The command line.
 
+mod fleet;
 mod security;
 
 use std::net::SocketAddr;
@@ -7,11 +8,34 @@ use std::path::PathBuf;
 
 use distributary_runtime::log::LogArgs;
 
+pub use fleet::FleetArgs;
 pub use security::SecurityArgs;
 
 /// Watches a Kubernetes API and streams endpoint deltas to the agents of its nodes.
 #[derive(Clone, Debug, clap::Parser)]
-#[command(name = "distributary-server", version)]
+#[command(name = "distributary-server", version, args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What else to do than to serve.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// How to serve.
+    #[command(flatten)]
+    pub args: Args,
+}
+
+/// What else to do than to serve.
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum Command {
+    /// Print how all replicas and their agents stand
+    Status {
+        /// Admin port of any replica
+        #[arg(long, env = "DISTRIBUTARY_ADMIN", value_name = "HOST:PORT", default_value = "127.0.0.1:7401")]
+        admin: String,
+    },
+}
+
+/// How to serve.
+#[derive(Clone, Debug, clap::Parser)]
 pub struct Args {
     /// Logs.
     #[command(flatten)]
@@ -41,6 +65,10 @@ pub struct Args {
         value_name = "ADDR:PORT"
     )]
     pub admin_listen: SocketAddr,
+
+    /// The other replicas.
+    #[command(flatten)]
+    pub fleet: FleetArgs,
 
     /// Who may connect.
     #[command(flatten)]

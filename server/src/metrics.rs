@@ -39,8 +39,10 @@ pub struct Metrics {
     pub problems: Counter,
     /// The newest commit.
     pub revision: Gauge,
-    /// Receive to kernel, as the agents measured it.
-    pub programming: Histogram,
+    /// From a commit until the last agent that waited has taken it up.
+    pub wave: Histogram,
+    /// Streams that were sent away, to come again or to go elsewhere.
+    pub throttled: Counter,
 }
 
 impl Metrics {
@@ -59,7 +61,8 @@ impl Metrics {
             rejections: Counter::default(),
             problems: Counter::default(),
             revision: Gauge::default(),
-            programming: Histogram::new(exponential_buckets(0.001, 2.0, 15)),
+            wave: Histogram::new(exponential_buckets(0.001, 2.0, 12)),
+            throttled: Counter::default(),
         };
         registry.register("agents", "Agents with an open stream", this.agents.clone());
         registry.register(
@@ -89,9 +92,14 @@ impl Metrics {
         );
         registry.register("revision", "The newest commit", this.revision.clone());
         registry.register(
-            "agent_programming_seconds",
-            "From a frame's receipt until it was in the kernel, by the agents' clocks",
-            this.programming.clone(),
+            "wave_seconds",
+            "From a commit until the last agent that waited has taken it up",
+            this.wave.clone(),
+        );
+        registry.register(
+            "streams_throttled",
+            "Streams that were sent away for a while",
+            this.throttled.clone(),
         );
         this
     }

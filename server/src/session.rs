@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use distributary_model::codec::{Malformed, message, messages};
-use distributary_model::{Cursor, Hash, Interner, Marks, Name, Revision, hash, limits};
+use distributary_model::codec::{Malformed, message, messages, millis};
+use distributary_model::{Candidate, Cursor, Hash, Interner, Marks, Name, Revision, hash, limits};
 use distributary_proto::v1 as pb;
 use pb::agent_message::Message as FromAgent;
 use pb::server_message::Message as FromServer;
 
-use crate::journal::{Evicted, Journal, Logged};
+use crate::journal::{Evicted, Joining, Journal, Logged};
 
 /// How long an agent waits for this server to list or to catch up with the agent's marks, before it is sent on.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -22,6 +22,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// Heartbeats come this often, ± 20 %.
 pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
+/// What happens again and again to every agent is spread by ± 20 %.
+const SPREAD: f64 = 0.4;
 /// How long an agent may take to introduce itself.
 pub const HELLO_WITHIN: Duration = Duration::from_secs(5);
 /// Least time between two repairs of one stream.
@@ -30,6 +32,9 @@ pub const REPAIR_EVERY: Duration = Duration::from_secs(30);
 pub const WANT_WITHIN: Duration = Duration::from_secs(30);
 /// Who lacks no more than so many bytes of the log is told them; else the newest values may be less.
 const CHEAP_RESUME: u64 = limits::FRAME_AIM_BYTES as u64;
+
+/// Who has to be told no more than this has not to wait for it.
+const FREE: u64 = limits::FRAME_AIM_BYTES as u64;
 
 /// How a stream began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,8 +94,14 @@ pub struct Session {
     /// When the last repair was granted.
     repaired_at: Option<Instant>,
     heartbeat_at: Instant,
-    /// Spreads heartbeats: a share of their period, −20 to 20 %.
-    jitter: f64,
+    /// Spreads what many do: 0 to 1.
+    share: f64,
+    /// The age at which the agent is asked to choose anew, and when that is; none: never.
+    old: Option<(Duration, Instant)>,
+    /// The agent was told that all are to go.
+    told_to_leave: bool,
+    /// A commit that was told whole since that was asked last, to an agent that follows.
+    newly_told: Option<Revision>,
 }
 
 #[derive(Debug)]
@@ -156,22 +167,31 @@ enum Lot {
     },
     /// Frames that were made for this agent alone.
     Newest(std::vec::IntoIter<Bytes>),
-    /// The frames of a snapshot from `next` on.
-    Snapshot { frames: Arc<[Bytes]>, next: usize },
+    /// The frames of a snapshot from `next` on, then those of what changed since it was built.
+    Snapshot { frames: Arc<[Bytes]>, next: usize, after: std::vec::IntoIter<Bytes> },
 }
 
 impl Session {
     /// Of a stream that was just opened. `jitter` is between 0 and 1, different for every session.
     pub fn new(now: Instant, jitter: f64) -> Self {
-        let jitter = (jitter - 0.5) * 0.4;
         Self {
             phase: Phase::Silent { until: now + HELLO_WITHIN },
             node: Name::default(),
             node_told: (0, Bytes::new()),
             repaired_at: None,
             heartbeat_at: now,
-            jitter,
+            share: jitter,
+            old: None,
+            told_to_leave: false,
+            newly_told: None,
         }
+    }
+
+    /// The agent is asked to choose its server anew when the stream is so old, and again after that.
+    #[must_use]
+    pub fn ageing(mut self, age: Option<Duration>, now: Instant) -> Self {
+        self.old = age.map(|age| (age, now + age.mul_f64(1.0 + (self.share - 0.5) * SPREAD)));
+        self
     }
 
     /// Takes in what the agent said.
@@ -235,7 +255,9 @@ impl Session {
             Phase::Silent { until } | Phase::Waiting { until, .. } | Phase::Comparing { until, .. } => {
                 Some(*until)
             }
-            Phase::Live { .. } => Some(self.heartbeat_at),
+            Phase::Live { .. } => {
+                Some(self.old.map_or(self.heartbeat_at, |(_, at)| at.min(self.heartbeat_at)))
+            }
             _ => None,
         }
     }
@@ -245,17 +267,29 @@ impl Session {
     /// # Errors
     /// When the stream must end.
     pub fn next(&mut self, journal: &Journal, now: Instant) -> Result<Option<(Bytes, Option<Began>)>, Ended> {
+        if matches!(self.phase, Phase::Live { .. })
+            && let Some(drain) = self.drain(journal, now)
+        {
+            return Ok(Some((drain, None)));
+        }
         match &mut self.phase {
             Phase::Silent { until } if now >= *until => {
                 Err(Malformed::new(format!("no Hello within {} s", HELLO_WITHIN.as_secs())).into())
             }
             Phase::Silent { .. } | Phase::Over => Ok(None),
             Phase::Waiting { hello, marks, until } => {
+                if let Some(leaving) = journal.replicas().leaving() {
+                    let wait = leaving.left(now) + RETRY_AFTER;
+                    let candidates = journal.replicas().others();
+                    let reason = "this server is shutting down".to_owned();
+                    return Ok(Some((self.throttle(wait, &candidates, reason, false), None)));
+                }
                 let behind = !hello.accept_older && journal.marks().behind(marks);
                 if journal.listed() && !behind {
                     let cursor = hello.cursor.as_ref().map(messages::cursor_from).transpose()?;
                     let sums = messages::buckets_from(&hello.buckets, journal.own())?;
-                    return Ok(Some(self.begin(&Holds { cursor, sums }, journal, now)));
+                    self.phase = Phase::Again(Holds { cursor, sums });
+                    return Ok(self.begin(journal, now));
                 }
                 if now < *until {
                     return Ok(None);
@@ -267,7 +301,8 @@ impl Session {
                         format!("this server has not listed {} yet", kinds.join(", "))
                     }
                 };
-                Ok(Some((self.throttle(reason, journal.listed()), None)))
+                let candidates = journal.replicas().all();
+                Ok(Some((self.throttle(RETRY_AFTER, candidates, reason, journal.listed()), None)))
             }
             Phase::Opening { node, lot, end_place, revision, end } => {
                 if let Some(node) = node.take() {
@@ -301,28 +336,31 @@ impl Session {
                     return if now < *until { Ok(None) } else { Err(Malformed::new(why()).into()) };
                 }
                 // What changed since the lists were made goes along, so that End is of this moment.
-                let Some(frames) = journal.newest(*since, wanted, true) else {
+                let Some(frames) = journal.newest(*since, wanted) else {
                     let why = "what was removed during the repair is not known any more".to_owned();
                     return Err(Ended::Throttled(why));
                 };
+                let bytes = length(&frames);
+                if bytes > FREE {
+                    journal.charge(bytes, now);
+                }
                 self.open(None, Lot::Newest(frames.into_iter()), journal, now);
                 self.next(journal, now)
             }
-            Phase::Again(holds) => {
-                let holds = std::mem::take(holds);
-                Ok(Some(self.begin(&holds, journal, now)))
-            }
+            Phase::Again(_) => Ok(self.begin(journal, now)),
             Phase::Live { place, told } => {
                 match journal.log().get(*place) {
                     Ok(Some(Logged { revision, last, frame })) => {
                         *place += 1;
                         *told = last.then_some(revision);
+                        self.newly_told = *told;
                         return Ok(Some((frame.clone(), None)));
                     }
                     Ok(None) => {}
                     Err(Evicted) => {
                         let cursor = told.map(|through| Cursor { epoch: journal.epoch(), through });
-                        return Ok(Some(self.begin(&Holds { cursor, sums: None }, journal, now)));
+                        self.phase = Phase::Again(Holds { cursor, sums: None });
+                        return Ok(self.begin(journal, now));
                     }
                 }
                 if self.node_told.0 != journal.nodes_changed() {
@@ -342,8 +380,15 @@ impl Session {
         }
     }
 
-    /// The ladder of rule 2.4.
-    fn begin(&mut self, holds: &Holds, journal: &Journal, now: Instant) -> (Bytes, Option<Began>) {
+    /// Whether a Begin is due, and waits for a snapshot to be built.
+    pub fn awaits_snapshot(&self) -> bool {
+        matches!(self.phase, Phase::Again(_))
+    }
+
+    /// The ladder of rule 2.4. What is held resumes whatever else there is to do; who has to be told much may have to wait,
+    /// or to go elsewhere. `None`: a snapshot has to be built first.
+    fn begin(&mut self, journal: &Journal, now: Instant) -> Option<(Bytes, Option<Began>)> {
+        let Phase::Again(holds) = &self.phase else { return None };
         self.node_told = (journal.nodes_changed(), node(journal, &self.node));
         let node = Some(self.node_told.1.clone());
         let held = holds.sums.as_deref().filter(|sums| sums.iter().any(|sum| *sum != Hash::default()));
@@ -352,6 +397,12 @@ impl Session {
             (pb::begin::Mode::Resume, Began::Resume)
         } else if let Some(sums) = held {
             let lists = journal.lists(sums);
+            let bytes = length(&lists);
+            if bytes > FREE
+                && let Err(wait) = journal.afford(bytes, now)
+            {
+                return Some((self.busy(wait, journal), None));
+            }
             self.phase = Phase::Comparing {
                 node,
                 wants: lists.len(),
@@ -362,7 +413,15 @@ impl Session {
             };
             (pb::begin::Mode::Repair, Began::Repair)
         } else {
-            self.open(node, Lot::Snapshot { frames: journal.snapshot(), next: 0 }, journal, now);
+            let Joining { shared, after } = journal.snapshot()?;
+            let bytes = length(&shared) + length(&after);
+            if bytes > FREE
+                && let Err(wait) = journal.afford(bytes, now)
+            {
+                return Some((self.busy(wait, journal), None));
+            }
+            let lot = Lot::Snapshot { frames: shared, next: 0, after: after.into_iter() };
+            self.open(node, lot, journal, now);
             (pb::begin::Mode::Snapshot, Began::Snapshot)
         };
         let begin = message(FromServer::Begin(pb::Begin {
@@ -371,9 +430,9 @@ impl Session {
             cluster: journal.own().to_string(),
             schema: hash::SCHEMA,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            candidates: Vec::new(),
+            candidates: messages::candidates(journal.replicas().all()),
         }));
-        (begin, Some(began))
+        Some((begin, Some(began)))
     }
 
     /// The lot is told, and End says that it leads to this moment.
@@ -387,14 +446,24 @@ impl Session {
         self.phase = Phase::Opening { node, lot, end_place, revision, end };
     }
 
-    fn throttle(&mut self, reason: String, behind: bool) -> Bytes {
+    fn busy(&mut self, wait: Duration, journal: &Journal) -> Bytes {
+        let reason = "this server is busy with others who need everything".to_owned();
+        self.throttle(wait, journal.replicas().all(), reason, false)
+    }
+
+    fn throttle(&mut self, wait: Duration, candidates: &[Candidate], reason: String, behind: bool) -> Bytes {
         self.phase = Phase::Over;
         message(FromServer::Throttle(pb::Throttle {
-            retry_after_millis: RETRY_AFTER.as_millis() as u64,
-            candidates: Vec::new(),
+            retry_after_millis: millis(wait),
+            candidates: messages::candidates(candidates),
             reason,
             behind,
         }))
+    }
+
+    /// A commit that the agent was told of as it happened, since this was asked last.
+    pub fn newly_told(&mut self) -> Option<Revision> {
+        self.newly_told.take()
     }
 
     /// Whether the stream ends when everything was sent.
@@ -402,8 +471,33 @@ impl Session {
         matches!(self.phase, Phase::Over)
     }
 
+    /// What asks a live agent to go, where it is to: all are, or its stream is old. It goes on being served meanwhile, and
+    /// nobody is cut who stays.
+    fn drain(&mut self, journal: &Journal, now: Instant) -> Option<Bytes> {
+        let replicas = journal.replicas();
+        let (slot, candidates, reason) = match (replicas.leaving(), self.old) {
+            (Some(leaving), _) if !self.told_to_leave => {
+                self.told_to_leave = true;
+                (leaving.slot(self.share, now), replicas.others(), "it is shutting down")
+            }
+            (None, Some((age, at))) if now >= at => {
+                self.old = Some((age, now + age));
+                if replicas.others().is_empty() {
+                    return None;
+                }
+                (Duration::ZERO, replicas.all().to_vec(), "the stream is old")
+            }
+            _ => return None,
+        };
+        Some(message(FromServer::Drain(pb::Drain {
+            slot_millis: millis(slot),
+            candidates: messages::candidates(&candidates),
+            reason: reason.to_owned(),
+        })))
+    }
+
     fn next_heartbeat(&self, now: Instant) -> Instant {
-        now + HEARTBEAT.mul_f64(1.0 + self.jitter)
+        now + HEARTBEAT.mul_f64(1.0 + (self.share - 0.5) * SPREAD)
     }
 }
 
@@ -435,9 +529,10 @@ impl Lot {
                 }),
             },
             Self::Newest(frames) => Ok(frames.next().map_or(Pulled::Done, Pulled::Frame)),
-            Self::Snapshot { frames, next } => {
+            Self::Snapshot { frames, next, after } => {
+                let frame = frames.get(*next).cloned().or_else(|| after.next());
                 *next += 1;
-                Ok(frames.get(*next - 1).map_or(Pulled::Done, |frame| Pulled::Frame(frame.clone())))
+                Ok(frame.map_or(Pulled::Done, Pulled::Frame))
             }
         }
     }
@@ -456,13 +551,17 @@ fn catch_up(Cursor { epoch, through }: Cursor, journal: &Journal) -> Option<Lot>
     if bytes.is_some_and(|bytes| bytes <= CHEAP_RESUME) {
         return shared;
     }
-    let Some(newest) = journal.newest(through, &[], false) else { return shared };
-    let less: u64 = newest.iter().map(|frame| frame.len() as u64).sum();
+    let Some(newest) = journal.catch_up(through) else { return shared };
+    let less = length(&newest);
     match shared {
         // What is shared costs nobody an encoding, so it may be a little more.
         Some(shared) if bytes.is_some_and(|bytes| bytes <= less + less / 4) => Some(shared),
         _ => Some(Lot::Newest(newest.into_iter())),
     }
+}
+
+fn length(frames: &[Bytes]) -> u64 {
+    frames.iter().map(|frame| frame.len() as u64).sum()
 }
 
 fn node(journal: &Journal, name: &str) -> Bytes {

@@ -101,7 +101,14 @@ impl World {
 
     /// The server's next message, if it has one.
     fn pull(&mut self) -> Option<Message> {
-        let (bytes, _) = self.server.as_mut().unwrap().next(&self.journal, self.now).unwrap()?;
+        let server = self.server.as_mut().unwrap();
+        let mut next = server.next(&self.journal, self.now).unwrap();
+        if next.is_none() && server.awaits_snapshot() {
+            // What a server does beside its streams.
+            self.journal.blueprint().into_iter().for_each(|plan| self.journal.install(plan.build()));
+            next = server.next(&self.journal, self.now).unwrap();
+        }
+        let (bytes, _) = next?;
         pb::ServerMessage::decode(&bytes[5..]).unwrap().message
     }
 

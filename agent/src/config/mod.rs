@@ -3,7 +3,6 @@
 //! Pure. Names and defaults are kube-proxy's (spec/kube-proxy.md §7); docs/configuration.md says what differs.
 
 mod draft;
-pub mod duration;
 pub mod file;
 mod tree;
 mod v1alpha1;
@@ -13,6 +12,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use distributary_model::Name;
+pub use distributary_runtime::duration;
 use ipnet::IpNet;
 
 use crate::iptables::{Flavour, Options};

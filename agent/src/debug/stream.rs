@@ -1,12 +1,11 @@
 //! What people may ask and say of the stream.
 
+use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
-use axum::{Extension, Router};
-use distributary_runtime::http::Peer;
+use axum::routing::get;
+use distributary_runtime::admin::from_here;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 
@@ -16,7 +15,7 @@ use crate::sync::driver::Status;
 pub fn router(status: watch::Receiver<Status>, release: mpsc::Sender<()>) -> Router {
     Router::new()
         .route("/debug/stream", get(stream).with_state(status))
-        .route("/debug/release-removals", post(release_removals).with_state(release))
+        .route("/debug/release-removals", from_here(release, "held removals are let go\n"))
 }
 
 async fn stream(State(status): State<watch::Receiver<Status>>) -> impl IntoResponse {
@@ -31,16 +30,4 @@ async fn stream(State(status): State<watch::Receiver<Status>>) -> impl IntoRespo
         "heldRemovals": {"services": withheld.0, "endpoints": withheld.1},
     });
     ([(CONTENT_TYPE, "application/json")], format!("{told}\n"))
-}
-
-async fn release_removals(
-    State(release): State<mpsc::Sender<()>>,
-    Extension(Peer(peer)): Extension<Peer>,
-) -> (StatusCode, &'static str) {
-    if !peer.ip().to_canonical().is_loopback() {
-        return (StatusCode::FORBIDDEN, "only from this host: ask its loopback address\n");
-    }
-    // One that waits already is as good.
-    let _ = release.try_send(());
-    (StatusCode::OK, "held removals are let go\n")
 }

@@ -50,6 +50,11 @@ impl Changes {
         }
     }
 
+    /// The last change of a record; of one that is not known, when the last such was forgotten.
+    pub(super) fn last(&self, key: &Key) -> Revision {
+        self.last.get(key).copied().unwrap_or(self.horizon)
+    }
+
     /// What changed after a commit; `None` where that is below the horizon.
     pub(super) fn since(&self, revision: Revision) -> Option<impl Iterator<Item = &Arc<Key>>> {
         let known = revision >= self.horizon;

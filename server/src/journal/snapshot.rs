@@ -1,82 +1,151 @@
-//! The whole table as compressed frames, one lot a bucket: built when somebody joins, kept until the bucket changes. All
-//! who join at the same state share one list.
+//! The whole table as compressed frames, one lot a bucket, as it was at some commit: who joins is told these frames, and the
+//! newest values of what changed since. So all who join share them, and a change makes none of them worthless.
+//!
+//! To encode them takes a while, and is done by whoever has the time: [`Blueprint::build`] needs no journal.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use distributary_model::codec::Frames;
-use distributary_model::{Change, Key, Op, Revision, Table, hash};
+use distributary_model::{Change, Held, Key, Name, Op, Revision, Table, hash};
+
+const BUCKETS: usize = 256;
 
 /// The frames of each bucket.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     /// By the first half of the key's hash, by which lists name a record.
     keys: Vec<BTreeSet<(u64, Arc<Key>)>>,
+    /// The last change in each bucket.
+    changed: Vec<Revision>,
     /// Behind a lock of its own, so that joining needs no more than to read the journal.
     cached: Mutex<Cached>,
 }
 
 #[derive(Debug)]
 struct Cached {
-    buckets: Vec<Option<Arc<[Bytes]>>>,
     /// What a list of each bucket says.
     lists: Vec<Option<Arc<[u64]>>>,
-    /// Those of all buckets; none after a change, so that what nobody needs any more is not kept either.
-    all: Option<Arc<[Bytes]>>,
+    built: Option<Arc<Built>>,
+    /// Somebody wants a newer one.
+    wanted: bool,
+}
+
+/// All records as they were at a commit.
+#[derive(Debug)]
+pub struct Built {
+    /// At that one.
+    pub(super) revision: Revision,
+    /// Of each bucket, with the last change that is in them.
+    buckets: Vec<(Revision, Arc<[Bytes]>)>,
+    /// All of them.
+    pub(super) frames: Arc<[Bytes]>,
+}
+
+/// What is to be encoded.
+#[derive(Debug)]
+pub struct Blueprint {
+    own: Name,
+    revision: Revision,
+    buckets: Vec<Plan>,
+}
+
+#[derive(Debug)]
+enum Plan {
+    /// It has not changed.
+    Built(Revision, Arc<[Bytes]>),
+    Encode(Revision, Vec<(Arc<Key>, Held)>),
+}
+
+impl Blueprint {
+    /// Encodes what is to be. It takes as long as it takes: milliseconds for a thousand records.
+    pub fn build(self) -> Built {
+        let Self { own, revision, buckets } = self;
+        let encode = |plan| match plan {
+            Plan::Built(changed, frames) => (changed, frames),
+            // An encoder makes a frame of nothing, too.
+            Plan::Encode(changed, records) if records.is_empty() => (changed, [].into()),
+            Plan::Encode(changed, records) => {
+                let mut encoder = Frames::compressed(&own);
+                for (key, held) in records {
+                    let op = Op::Put(held.clone());
+                    encoder.push(&Change { key, op }, Some(&held));
+                }
+                (changed, encoder.finish(Revision(0), &[]).into())
+            }
+        };
+        let buckets: Vec<(Revision, Arc<[Bytes]>)> = buckets.into_iter().map(encode).collect();
+        let frames = buckets.iter().flat_map(|(_, frames)| frames.iter().cloned()).collect();
+        Built { revision, buckets, frames }
+    }
 }
 
 impl Default for Snapshot {
     fn default() -> Self {
         Self {
-            keys: vec![BTreeSet::new(); 256],
-            cached: Mutex::new(Cached { buckets: vec![None; 256], lists: vec![None; 256], all: None }),
+            keys: vec![BTreeSet::new(); BUCKETS],
+            changed: vec![Revision(0); BUCKETS],
+            cached: Mutex::new(Cached { lists: vec![None; BUCKETS], built: None, wanted: false }),
         }
     }
 }
 
 impl Snapshot {
-    /// A record changed; `there`: it still exists.
-    pub(super) fn changed(&mut self, key: &Arc<Key>, there: bool) {
+    /// A record changed in a commit; `there`: it still exists.
+    pub(super) fn changed(&mut self, key: &Arc<Key>, revision: Revision, there: bool) {
         let hash = hash::key(key);
         let (bucket, entry) = (usize::from(hash.to_bytes()[0]), (hash.first64(), key.clone()));
         match there {
             true => self.keys[bucket].insert(entry),
             false => self.keys[bucket].remove(&entry),
         };
-        let cached = self.cached.get_mut().unwrap_or_else(PoisonError::into_inner);
-        cached.buckets[bucket] = None;
-        cached.lists[bucket] = None;
-        cached.all = None;
+        self.changed[bucket] = revision;
+        self.cached.get_mut().unwrap_or_else(PoisonError::into_inner).lists[bucket] = None;
     }
 
-    /// All frames, for agents of the cluster `own`. They promise nothing before End.
-    pub(super) fn frames(&self, table: &Table, own: &str) -> Arc<[Bytes]> {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(all) = &cached.all {
-            return all.clone();
+    /// The newest that there is.
+    pub(super) fn built(&self) -> Option<Arc<Built>> {
+        self.cached().built.clone()
+    }
+
+    /// A newer one is wanted.
+    pub(super) fn want(&self) {
+        self.cached().wanted = true;
+    }
+
+    /// What would make the one that is wanted, for agents of the cluster `own`; `None`: none is.
+    pub(super) fn blueprint(&self, revision: Revision, table: &Table, own: &Name) -> Option<Blueprint> {
+        let mut cached = self.cached();
+        if !std::mem::take(&mut cached.wanted) {
+            return None;
         }
-        let mut all = Vec::new();
-        for (keys, frames) in
-            self.keys.iter().zip(cached.buckets.iter_mut()).filter(|(keys, _)| !keys.is_empty())
-        {
-            let frames = frames.get_or_insert_with(|| {
-                let mut encoder = Frames::compressed(own);
-                for (key, held) in keys.iter().filter_map(|(_, key)| Some((key, table.get(key)?))) {
-                    encoder.push(&Change { key: key.clone(), op: Op::Put(held.clone()) }, Some(held));
+        let plan = |(bucket, keys): (usize, &BTreeSet<(u64, Arc<Key>)>)| {
+            let changed = self.changed[bucket];
+            match cached.built.as_ref().and_then(|built| built.buckets.get(bucket)) {
+                Some((of, frames)) if *of == changed => Plan::Built(changed, frames.clone()),
+                _ => {
+                    let records =
+                        keys.iter().filter_map(|(_, key)| Some((key.clone(), table.get(key)?.clone())));
+                    Plan::Encode(changed, records.collect())
                 }
-                encoder.finish(Revision(0), &[]).into()
-            });
-            all.extend(frames.iter().cloned());
+            }
+        };
+        let buckets = self.keys.iter().enumerate().map(plan).collect();
+        Some(Blueprint { own: own.clone(), revision, buckets })
+    }
+
+    /// This is what is told from now on.
+    pub(super) fn install(&self, built: Built) {
+        let mut cached = self.cached();
+        if cached.built.as_ref().is_none_or(|held| held.revision <= built.revision) {
+            cached.built = Some(Arc::new(built));
         }
-        let all: Arc<[Bytes]> = all.into();
-        cached.all = Some(all.clone());
-        all
     }
 
     /// What a list of a bucket says: pairs of the first halves of the hashes of key and content.
     pub(super) fn list(&self, bucket: u8, table: &Table) -> Arc<[u64]> {
-        let mut cached = self.cached.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cached = self.cached();
         let bucket = usize::from(bucket);
         let list = cached.lists[bucket].get_or_insert_with(|| {
             let entries = self.keys[bucket].iter();
@@ -93,5 +162,9 @@ impl Snapshot {
         let keys = &self.keys[usize::from(hash.to_be_bytes()[0])];
         let first = Arc::new(Key::service("", "", ""));
         keys.range((hash, first)..).take_while(move |(of, _)| *of == hash).map(|(_, key)| key)
+    }
+
+    fn cached(&self) -> std::sync::MutexGuard<'_, Cached> {
+        self.cached.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

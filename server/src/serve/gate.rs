@@ -37,7 +37,7 @@ impl Gate {
     /// # Errors
     /// Why it is not, in words about its peer.
     pub(super) async fn pass(&self, socket: TcpStream) -> Result<Passed, String> {
-        socket.set_nodelay(true).map_err(|e| e.to_string())?;
+        super::socket::bound(&socket, super::STUCK).map_err(|e| e.to_string())?;
         let Some(acceptor) = &self.acceptor else { return Ok(Passed::Clear(socket)) };
         let stream = tokio::time::timeout(HANDSHAKE, acceptor.accept(socket))
             .await

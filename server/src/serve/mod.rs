@@ -4,11 +4,14 @@
 //! every message once per agent.
 
 mod gate;
+mod snapshots;
+mod socket;
 mod stream;
 
 use std::convert::Infallible;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use distributary_model::limits;
@@ -20,12 +23,13 @@ use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codec::{BufferSettings, Streaming};
 
 use crate::auth::Proof;
+use crate::fleet::Fleet;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 pub use gate::Gate;
@@ -34,8 +38,10 @@ use stream::Stream;
 
 /// Path of `Distribution.Subscribe`.
 const SUBSCRIBE: &str = "/distributary.v1.Distribution/Subscribe";
-/// Connections whose peer answers no ping for this long are dead.
+/// How often a peer that says nothing is asked whether it is there.
 const PING: Duration = Duration::from_secs(20);
+/// Connections that make no progress for this long are dead.
+const STUCK: Duration = Duration::from_secs(60);
 /// What an agent may send before it is read, in bytes.
 const WINDOW: u32 = 64 << 10;
 /// The next frame is pulled when the last one has gone to the socket: whoever does not read pins one, and h2 keeps no
@@ -54,17 +60,74 @@ pub struct Shared {
     news: watch::Sender<()>,
     /// What is counted.
     pub metrics: Metrics,
+    /// How old a stream becomes before its agent is asked to choose anew.
+    age: Option<Duration>,
+    /// The streams that are open.
+    streams: TaskTracker,
+    /// Microseconds from the start until an agent that waited has taken a change up; the newest; 0: none has.
+    taken: AtomicU64,
+    started: Instant,
+    /// A snapshot is wanted.
+    wanted: Notify,
+    /// Changes when one was built.
+    built: watch::Sender<()>,
+    fleet: Mutex<Fleet>,
 }
 
 impl Shared {
     /// Around a journal.
-    pub fn new(journal: Journal, metrics: Metrics) -> Arc<Self> {
-        Arc::new(Self { journal: RwLock::new(journal), news: watch::Sender::new(()), metrics })
+    pub fn new(journal: Journal, metrics: Metrics, age: Option<Duration>) -> Arc<Self> {
+        Arc::new(Self {
+            journal: RwLock::new(journal),
+            news: watch::Sender::new(()),
+            metrics,
+            age,
+            streams: TaskTracker::new(),
+            taken: AtomicU64::new(0),
+            started: Instant::now(),
+            wanted: Notify::new(),
+            built: watch::Sender::new(()),
+            fleet: Mutex::default(),
+        })
+    }
+
+    /// When an agent that waited for a change has taken it up last.
+    pub fn taken(&self) -> Option<Instant> {
+        let micros = self.taken.load(Ordering::Relaxed);
+        (micros > 0).then(|| self.started + Duration::from_micros(micros))
+    }
+
+    /// An agent that waited for a change has taken it up.
+    fn took(&self, at: Instant) {
+        let micros = at.saturating_duration_since(self.started).as_micros();
+        self.taken.fetch_max(u64::try_from(micros).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Asks every agent to go to another replica, where there is one, and waits until they have gone, but no longer than that.
+    pub async fn leave(&self, within: Duration) {
+        let others = self.change(|journal| {
+            let others = journal.leave(Instant::now(), within);
+            (others, others)
+        });
+        if !others || self.streams.is_empty() {
+            return;
+        }
+        let (agents, seconds) = (self.streams.len(), within.as_secs_f64());
+        tracing::info!(agents, seconds, "asking the agents to go to other replicas");
+        self.streams.close();
+        if tokio::time::timeout(within, self.streams.wait()).await.is_err() {
+            tracing::warn!(agents = self.streams.len(), seconds, "not all agents have gone in time");
+        }
     }
 
     /// To read the journal, for a moment.
     pub fn journal(&self) -> RwLockReadGuard<'_, Journal> {
         self.journal.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the agents have, for a moment. Never to be taken before the journal.
+    pub fn fleet(&self) -> MutexGuard<'_, Fleet> {
+        self.fleet.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the journal, then wakes the streams if there is something for them. For the one writer.
@@ -88,9 +151,14 @@ pub async fn serve(
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let connections = TaskTracker::new();
+    let mut building = std::pin::pin!(snapshots::build(shared.clone(), shutdown.clone()));
     loop {
         let accepted = tokio::select! {
             () = shutdown.cancelled() => break,
+            ended = &mut building => {
+                ended?;
+                break;
+            }
             accepted = listener.accept() => accepted,
         };
         match accepted {
@@ -145,7 +213,7 @@ where
         .initial_connection_window_size(WINDOW)
         .max_send_buf_size(IN_FLIGHT)
         .keep_alive_interval(PING)
-        .keep_alive_timeout(PING)
+        .keep_alive_timeout(STUCK)
         .serve_connection(TokioIo::new(socket), service);
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {

@@ -13,11 +13,13 @@ use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Code;
 use tonic::codec::Streaming;
 
 use super::Shared;
 use crate::auth::Proof;
+use crate::fleet::{Acked, StreamId};
 use crate::metrics::Mode;
 use crate::session::{Began, Ended, Heard, Session};
 
@@ -28,9 +30,13 @@ pub(super) struct Stream {
     shared: Arc<Shared>,
     shutdown: CancellationToken,
     news: watch::Receiver<()>,
+    /// While it waits for a snapshot.
+    built: Option<watch::Receiver<()>>,
     session: Session,
+    _open: TaskTrackerToken,
     own: Name,
-    node: Option<Name>,
+    /// The agent, when it has said who it is.
+    agent: Option<(Name, StreamId)>,
     finished: bool,
 }
 
@@ -49,15 +55,18 @@ impl Stream {
     ) -> Self {
         shared.metrics.agents.inc();
         let own = shared.journal().own().clone();
+        let now = Instant::now();
         Self {
+            _open: shared.streams.token(),
             inbound,
             proof,
             news: shared.news.subscribe(),
-            session: Session::new(Instant::now(), fastrand::f64()),
+            built: None,
+            session: Session::new(now, fastrand::f64()).ageing(shared.age, now),
             own,
             shared,
             shutdown,
-            node: None,
+            agent: None,
             finished: false,
         }
     }
@@ -81,6 +90,8 @@ impl Stream {
     }
 
     async fn decide(&mut self) -> Next {
+        // It waited for a change.
+        let mut woken = false;
         loop {
             // What the agent says is heard also while there is much to tell it.
             while let Some(heard) = self.inbound.next().now_or_never() {
@@ -89,14 +100,28 @@ impl Stream {
                 }
             }
             self.news.mark_unchanged();
-            let pulled = self.session.next(&self.shared.journal(), Instant::now());
+            let now = Instant::now();
+            let pulled = self.session.next(&self.shared.journal(), now);
             match pulled {
                 Ok(Some((bytes, began))) => {
+                    if woken {
+                        self.shared.took(now);
+                    }
+                    if let Some(revision) = self.session.newly_told() {
+                        self.shared.fleet().told(revision, now);
+                    }
                     self.count(began);
                     return Next::Send(bytes);
                 }
                 Ok(None) if self.session.is_over() => {
+                    self.shared.metrics.throttled.inc();
                     return Next::End(Code::Unavailable, "try again".into());
+                }
+                Ok(None) if self.session.awaits_snapshot() && self.built.is_none() => {
+                    // It may have been built in between.
+                    self.built = Some(self.shared.built.subscribe());
+                    self.shared.wanted.notify_one();
+                    continue;
                 }
                 Ok(None) => {}
                 Err(ended) => return self.end(&ended),
@@ -110,7 +135,8 @@ impl Stream {
                         return end;
                     }
                 }
-                _ = self.news.changed() => {}
+                _ = self.news.changed() => woken = true,
+                () = built(&mut self.built) => self.built = None,
                 () = alarm::at(self.session.wake_at()) => {}
             }
         }
@@ -133,16 +159,16 @@ impl Stream {
                     return Some(Next::End(Code::PermissionDenied, reason));
                 }
                 tracing::info!(node = &*node, "agent connected");
-                self.node = Some(node);
+                let stream = self.shared.fleet().connected(&node, Instant::now());
+                self.agent = Some((node, stream));
             }
             Ok(Heard::Acked { through, programming, rejected, events }) => {
                 let metrics = &self.shared.metrics;
                 metrics.acks.inc();
-                metrics.programming.observe(programming.as_secs_f64());
                 if !rejected.is_empty() {
                     metrics.rejections.inc();
                 }
-                for (service, error) in rejected {
+                for (service, error) in &rejected {
                     tracing::warn!(
                         node = self.node(),
                         revision = through.0,
@@ -153,6 +179,10 @@ impl Stream {
                 }
                 for event in events {
                     tracing::warn!(node = self.node(), event, "said by the node");
+                }
+                if let Some((node, stream)) = &self.agent {
+                    let ack = Acked { stream: *stream, through, programming, refused: rejected };
+                    self.shared.fleet().acked(node, ack, Instant::now());
                 }
             }
             Ok(Heard::Nothing) => {}
@@ -171,11 +201,16 @@ impl Stream {
         Next::End(code, ended.to_string())
     }
 
-    fn count(&self, began: Option<Began>) {
+    fn count(&mut self, began: Option<Began>) {
         let mode = match began {
             Some(Began::Resume) => "resume",
             Some(Began::Repair) => "repair",
-            Some(Began::Snapshot) => "snapshot",
+            Some(Began::Snapshot) => {
+                // There may be reason for a newer one.
+                self.shared.wanted.notify_one();
+                self.built = None;
+                "snapshot"
+            }
             None => return,
         };
         tracing::info!(node = self.node(), mode, "stream begins");
@@ -183,14 +218,23 @@ impl Stream {
     }
 
     fn node(&self) -> &str {
-        self.node.as_deref().unwrap_or("unknown")
+        self.agent.as_ref().map_or("unknown", |(node, _)| node)
+    }
+}
+
+/// Until a snapshot was built; for ever where none is waited for.
+async fn built(waiting: &mut Option<watch::Receiver<()>>) {
+    match waiting {
+        Some(built) => _ = built.changed().await,
+        None => std::future::pending().await,
     }
 }
 
 impl Drop for Stream {
     fn drop(&mut self) {
         self.shared.metrics.agents.dec();
-        if let Some(node) = &self.node {
+        if let Some((node, stream)) = &self.agent {
+            self.shared.fleet().disconnected(node, *stream);
             tracing::info!(node = &**node, "agent disconnected");
         }
     }

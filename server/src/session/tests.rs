@@ -3,6 +3,7 @@ use distributary_model::{Epoch, ObjectKind};
 use prost::Message as _;
 
 use super::*;
+use crate::replicas::{Known, Replicas};
 use crate::source::Update;
 
 const OWN: &str = "default";
@@ -63,8 +64,18 @@ impl World {
     }
 
     fn pull(&mut self) -> Result<Option<FromServer>, Ended> {
-        let next = self.session.next(&self.journal, self.now)?;
+        let mut next = self.session.next(&self.journal, self.now)?;
+        if next.is_none() && self.session.awaits_snapshot() {
+            self.build();
+            next = self.session.next(&self.journal, self.now)?;
+        }
         Ok(next.and_then(|(bytes, _)| pb::ServerMessage::decode(&bytes[5..]).unwrap().message))
+    }
+
+    /// What a server does beside its streams.
+    fn build(&self) {
+        let blueprint = self.journal.blueprint().expect("one is wanted");
+        self.journal.install(blueprint.build());
     }
 
     /// The next message, in a word.
@@ -223,16 +234,166 @@ fn rule_3_4_whoever_would_have_to_be_told_more_than_the_newest_values_is_told_th
     assert_eq!((&*said[0], &*said[2], said.len()), ("resume", "frame 0", 4));
 }
 
+/// A slice of `s1` whose first endpoints are others than before, and so many in all.
+fn rolled(world: &mut World, by: usize, endpoints: usize) {
+    let addresses =
+        (by..by + endpoints).map(|i| format!(r#"{{"addresses": ["10.1.{}.{}"]}}"#, i / 250, i % 250));
+    let slice = format!(
+        r#"{{"metadata": {{"name": "s1-1", "namespace": "shop", "labels": {{"kubernetes.io/service-name": "s1"}}}},
+        "addressType": "IPv4", "ports": [{{"name": "http", "port": 8080}}], "endpoints": [{}]}}"#,
+        addresses.collect::<Vec<_>>().join(",")
+    );
+    let events = vec![Event::Upsert(Object::from_json(ObjectKind::EndpointSlice, &slice).unwrap())];
+    world.journal.commit(Update { events, ..Update::default() }, world.now);
+}
+
+#[test]
+fn rule_3_4_of_a_large_service_only_the_endpoints_that_changed_are_told() {
+    let mut world = World::new(300);
+    world.commit(1, 1);
+    rolled(&mut world, 0, 1_000);
+    (1..20).for_each(|by| rolled(&mut world, by, 1_000));
+    let since = Revision(11);
+    assert_eq!(world.journal.log().after(since), None, "the log does not have it any more");
+    let frames = world.journal.catch_up(since).unwrap();
+    let message = pb::ServerMessage::decode(&frames[0][5..]).unwrap().message;
+    let Some(FromServer::Frame(frame)) = message else { panic!() };
+    let Some(pb::change::Change::Patch(patch)) = &frame.changes[0].change else { panic!("{frame:?}") };
+    let ten = u64::try_from(patch.upserts.len()).unwrap();
+    assert_eq!(
+        (ten, patch.removals.len(), patch.header.is_some()),
+        (world.journal.revision().0 - 11, 10, false)
+    );
+    // From further back than is remembered, or where much changed, it is told whole.
+    rolled(&mut world, 600, 1_000);
+    rolled(&mut world, 601, 1_000);
+    let whole = world.journal.catch_up(since).unwrap();
+    let message = pb::ServerMessage::decode(&whole[0][5..]).unwrap().message;
+    let Some(FromServer::Frame(frame)) = message else { panic!() };
+    assert!(matches!(frame.changes[0].change, Some(pb::change::Change::Put(_))));
+}
+
 #[test]
 fn all_who_join_share_one_snapshot() {
     let mut world = World::new(1000);
     world.commit(1, 1);
-    let first = world.journal.snapshot();
-    assert!(Arc::ptr_eq(&first, &world.journal.snapshot()));
+    assert!(world.journal.snapshot().is_none(), "it is to be built");
+    world.build();
+    let first = world.journal.snapshot().unwrap();
+    assert_eq!(first.after.len(), 0);
     world.connect(None);
     world.said();
     let Phase::Opening { lot: Lot::Snapshot { frames, .. }, .. } = &world.session.phase else { panic!() };
-    assert!(Arc::ptr_eq(&first, frames));
+    assert!(Arc::ptr_eq(&first.shared, frames));
+    // What changes goes along, and the frames stay what they were.
     world.commit(2, 1);
-    assert!(!Arc::ptr_eq(&first, &world.journal.snapshot()));
+    let second = world.journal.snapshot().unwrap();
+    assert!(Arc::ptr_eq(&first.shared, &second.shared) && second.after.len() == 1);
+    assert!(world.journal.blueprint().is_none(), "that will do");
+    (3..70).for_each(|number| world.commit(number, 1));
+    assert!(Arc::ptr_eq(&first.shared, &world.journal.snapshot().unwrap().shared));
+    world.build();
+    let third = world.journal.snapshot().unwrap();
+    assert!(!Arc::ptr_eq(&first.shared, &third.shared) && third.after.is_empty());
+}
+
+#[test]
+fn snapshots_are_given_by_a_budget_and_resumes_are_free() {
+    let mut world = World::new(32 << 20).among_three();
+    world.journal = world.journal.giving(100_000);
+    (1..9).for_each(|number| world.commit(number, 500));
+    world.connect(None);
+    assert_eq!(world.all()[0], "snapshot", "the first goes, however large");
+    world.connect(None);
+    let Some(FromServer::Throttle(first)) = world.pull().unwrap() else { panic!() };
+    assert!(world.session.is_over() && !first.behind && first.candidates.len() == 3);
+    world.connect(None);
+    let Some(FromServer::Throttle(second)) = world.pull().unwrap() else { panic!() };
+    assert!(second.retry_after_millis > first.retry_after_millis, "one after the other");
+    // Who holds something is served all the same.
+    world.connect(Some(7));
+    assert_eq!(world.all(), ["resume", "node", "frame 8", "end 8 of 1"]);
+    world.now += Duration::from_millis(first.retry_after_millis);
+    world.connect(None);
+    assert_eq!(world.all()[0], "snapshot");
+}
+
+fn candidate(address: &str) -> Candidate {
+    Candidate { address: address.into(), zone: "a".into(), capacity: 1 }
+}
+
+impl World {
+    /// The first of three replicas.
+    fn among_three(mut self) -> Self {
+        let all = ["r1:7400", "r2:7400", "r3:7400"].map(candidate).to_vec();
+        let replicas = Replicas::new(Known::Told(all), Some("r1:7400".into()));
+        self.journal = self.journal.among(replicas);
+        self
+    }
+}
+
+fn addresses(candidates: &[pb::Candidate]) -> Vec<&str> {
+    candidates.iter().map(|one| &*one.address).collect()
+}
+
+#[test]
+fn rule_4_6_begin_and_throttle_name_the_replicas() {
+    let mut world = World::new(1000).among_three();
+    world.connect(None);
+    let Some(FromServer::Begin(begin)) = world.pull().unwrap() else { panic!() };
+    assert_eq!(addresses(&begin.candidates), ["r1:7400", "r2:7400", "r3:7400"]);
+    assert_eq!(begin.candidates[0].zone, "a");
+    let mark = pb::Mark { kind: pb::ObjectKind::Node.into(), resource_version: 7, ..pb::Mark::default() };
+    world.journal = Journal::new(Epoch([1; 16]), OWN.into(), 1000, world.now);
+    world = world.among_three();
+    world.session = Session::new(world.now, 0.5);
+    world.hear(FromAgent::Hello(pb::Hello { marks: vec![mark], ..hello() })).unwrap();
+    world.now += PATIENCE;
+    let Some(FromServer::Throttle(throttle)) = world.pull().unwrap() else { panic!() };
+    assert_eq!(addresses(&throttle.candidates).len(), 3);
+}
+
+#[test]
+fn a_server_that_ends_asks_every_agent_to_go_once_and_takes_no_new_one() {
+    let mut world = World::new(1000).among_three();
+    world.connect(None);
+    world.all();
+    assert!(world.journal.leave(world.now, Duration::from_secs(10)));
+    let Some(FromServer::Drain(drain)) = world.pull().unwrap() else { panic!() };
+    assert_eq!(addresses(&drain.candidates), ["r2:7400", "r3:7400"]);
+    assert_eq!(drain.slot_millis, 3_500, "half of what is handed out");
+    // It is served on until it has gone.
+    world.commit(1, 1);
+    assert_eq!(world.all(), ["frame 1"]);
+    world.connect(None);
+    let Some(FromServer::Throttle(throttle)) = world.pull().unwrap() else { panic!() };
+    assert_eq!(addresses(&throttle.candidates), ["r2:7400", "r3:7400"]);
+    assert!(!throttle.behind && world.session.is_over());
+}
+
+#[test]
+fn a_server_without_another_asks_nobody_to_go() {
+    let mut world = World::new(1000);
+    assert!(!world.journal.leave(world.now, Duration::from_secs(10)));
+    world.connect(None);
+    world.all();
+    world.session = world.session.ageing(Some(Duration::from_secs(1)), world.now);
+    world.now += Duration::from_secs(2);
+    assert_eq!(world.all(), [""; 0]);
+}
+
+#[test]
+fn the_agent_of_an_old_stream_is_asked_to_choose_anew_and_not_cut() {
+    let age = Duration::from_secs(3600);
+    let mut world = World::new(1000).among_three();
+    world.connect(None);
+    world.session = Session::new(world.now, 0.0).ageing(Some(age), world.now);
+    world.hear(FromAgent::Hello(hello())).unwrap();
+    world.all();
+    // A share of 0 is 20 % before the time.
+    world.now += age.mul_f64(0.8);
+    let Some(FromServer::Drain(drain)) = world.pull().unwrap() else { panic!() };
+    assert_eq!((drain.slot_millis, drain.candidates.len()), (0, 3), "this one may be chosen again");
+    world.commit(1, 1);
+    assert_eq!(world.said(), "frame 1");
 }

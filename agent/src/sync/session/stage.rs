@@ -83,9 +83,9 @@ impl Stage {
     /// Takes a change in.
     pub(super) fn take_in(&mut self, change: Change, base: Base<'_>) -> Result<(), Failed> {
         let whole = self.mode == Mode::Snapshot && self.ended.is_none();
-        if whole && !matches!(change.op, Op::Put(_)) {
+        if whole && matches!(change.op, Op::Patch { .. }) {
             let key = change.key;
-            return Err(Malformed::new(format!("a snapshot with something else than a put of {key}")).into());
+            return Err(Malformed::new(format!("a snapshot with a patch of {key}")).into());
         }
         let is = base.get(&change.key);
         let staged = self.becomes.get(&change.key);

@@ -6,23 +6,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distributary_model::{Endpoint, Epoch, Held, Key, Name, Protocol, Service, Table};
+use distributary_model::claims::{Claim, claims};
+use distributary_model::{Endpoint, Epoch, Held, Key, Name, Service, Table};
 
 use super::stage::{Mode, Stage};
 
 /// Fewer endpoints may go at once.
 const FEW: usize = 20;
-
-/// What a Service claims for itself alone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Claim {
-    ClusterIp(IpAddr),
-    /// Of an external IP or a load balancer.
-    Address(IpAddr, Protocol, u16),
-    NodePort(Protocol, u16),
-    HealthCheck(u16),
-    Endpoint(IpAddr),
-}
 
 /// A service of which more is programmed than the server has.
 #[derive(Clone, Debug, PartialEq)]
@@ -247,19 +237,4 @@ fn without(kept: &Kept, address: IpAddr) -> Option<Kept> {
 
 fn service(held: Option<&Held>) -> Option<&Arc<Service>> {
     held?.record.as_service()
-}
-
-fn claims(service: &Service) -> impl Iterator<Item = Claim> {
-    let header = &service.header;
-    let addresses = header.external_ips.iter().chain(&header.load_balancer_vips);
-    let of_ports = addresses.flat_map(|address| {
-        header.ports.iter().map(|port| Claim::Address(*address, port.protocol, port.port))
-    });
-    let node_ports = header.ports.iter().filter(|port| port.node_port != 0);
-    let health = Some(header.health_check_node_port).filter(|port| *port != 0);
-    (header.cluster_ips.iter().copied().map(Claim::ClusterIp))
-        .chain(of_ports)
-        .chain(node_ports.map(|port| Claim::NodePort(port.protocol, port.node_port)))
-        .chain(health.map(Claim::HealthCheck))
-        .chain(service.endpoints.iter().map(|endpoint| Claim::Endpoint(endpoint.address)))
 }

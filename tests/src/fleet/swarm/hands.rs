@@ -34,12 +34,29 @@ impl Swarm {
         processors: Option<&str>,
         flags: &[&str],
     ) -> Result<Self> {
+        Self::start_from(0, server, agents, processes, processors, flags)
+    }
+
+    /// The same, whose first agent has that number.
+    ///
+    /// # Errors
+    /// When they cannot be started.
+    pub fn start_from(
+        number: usize,
+        server: SocketAddr,
+        agents: usize,
+        processes: usize,
+        processors: Option<&str>,
+        flags: &[&str],
+    ) -> Result<Self> {
         ensure!(processes > 0 && agents >= processes, "{agents} agents in {processes} processes");
         let start = |index: usize| {
             let (first, next) = (agents * index / processes, agents * (index + 1) / processes);
             let mut command = Command::new(binary("swarm"));
             command.args(["--server", &server.to_string(), "--agents", &(next - first).to_string()]);
-            command.args(["--first", &first.to_string(), "--whole", &WHOLE.to_string()]).args(flags);
+            command
+                .args(["--first", &(number + first).to_string(), "--whole", &WHOLE.to_string()])
+                .args(flags);
             Talk::start("swarm", processors, &command)
         };
         Ok(Self { processes: (0..processes).map(start).collect::<Result<_>>()?, agents })
