@@ -21,6 +21,7 @@ pub mod node;
 pub mod objects;
 pub mod process;
 pub mod shapes;
+pub mod sim;
 pub mod topology;
 pub mod traffic;
 pub mod wait;
