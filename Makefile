@@ -1,5 +1,5 @@
 # Everything that a developer, and CI, does. `make demo` and `make test` set up what they need.
-.PHONY: demo test lint fmt doc bench bench-fleet soak deny pure parity
+.PHONY: demo test lint fmt doc bench bench-fleet soak fuzz simulate deny pure parity
 
 export CARGO_TERM_COLOR ?= auto
 
@@ -52,6 +52,14 @@ soak:
 	@scripts/setup test
 	cargo build --workspace --bins
 	target/debug/soak
+
+# What comes from outside, broken in 100,000 ways each, or FUZZ_CASES.
+fuzz:
+	PROPTEST_CASES=$(or $(FUZZ_CASES),100000) cargo test -p distributary-e2e --test fuzz
+
+# A fleet of 100,000 agents, simulated; it takes a while.
+simulate:
+	cargo run --release -p distributary-e2e --bin simulate
 
 # Licences, advisories and duplicates of dependencies; needs cargo-deny.
 deny:
