@@ -4,16 +4,21 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use distributary_e2e::controlplane::ControlPlane;
-use distributary_e2e::deployed::SERVER;
+use distributary_e2e::deployed::{self, SERVER};
 use distributary_e2e::forward::Forward;
 use distributary_e2e::netns::Namespace;
-use distributary_e2e::process::run;
+use distributary_e2e::node::SERVER_ADMIN;
+use distributary_e2e::process::{Running, run};
 
 /// Its only address.
 pub(crate) const NODE_ADDRESS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
+/// How long a server may take to read everything.
+const READY: Duration = Duration::from_secs(120);
 
 /// The namespace.
 #[derive(Debug)]
@@ -49,6 +54,25 @@ impl Node {
     /// Runs a tool inside without anything around it, and gives what it prints.
     pub(crate) fn tool(&self, program: &str, arguments: &[&str]) -> Result<String> {
         self.namespace.within(|| run(Command::new(program).args(arguments)))
+    }
+}
+
+/// A server in a namespace that has read what there is.
+pub(crate) async fn server(hub: &Namespace, arguments: &[&str]) -> Result<Running> {
+    let mut server = deployed::server(hub, arguments)?;
+    let asking = async {
+        while deployed::get(hub, SERVER_ADMIN, "/readyz").is_none_or(|(status, _)| status != 200) {
+            if !server.is_running() {
+                return false;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        true
+    };
+    let ready = tokio::time::timeout(READY, asking).await;
+    match ready {
+        Ok(true) => Ok(server),
+        _ => bail!("the server is not ready within {READY:?}; its log ends\n{}", server.tail()),
     }
 }
 

@@ -4,11 +4,9 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use distributary_e2e::deployed;
 use distributary_e2e::figures::{Samples, seconds};
 use distributary_e2e::manifests::Manifests;
 use distributary_e2e::netns::Namespace;
-use distributary_e2e::node::SERVER_ADMIN;
 use distributary_e2e::shapes::{self, HERE, NAMESPACE, Shape};
 use serde_json::json;
 
@@ -17,7 +15,7 @@ use super::backend::Backend;
 use super::connections::{self, NOBODY, Targets};
 use super::floor::{Floor, Written};
 use super::load::echo;
-use super::node::Node;
+use super::node::{NODE_ADDRESS, Node, server};
 use super::report::Report;
 use super::{Args, step};
 
@@ -65,10 +63,12 @@ async fn measure(args: &Args, shape: &Shape, backend: Backend, budget: &str) -> 
     let hub = Arc::new(Namespace::new()?);
     let manifests = Manifests::new()?;
     let more = json!({"type": "ClusterIP", "clusterIP": ECHO, "clusterIPs": [ECHO], "ipFamilies": ["IPv4"]});
-    manifests.put("fixed.json", &[&shape.fixed[..], &echo(NAMESPACE, &more)].concat())?;
+    // nftables asks for the Node's own address.
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": HERE},
+        "status": {"addresses": [{"type": "InternalIP", "address": NODE_ADDRESS}]}});
+    manifests.put("fixed.json", &[&shape.fixed[..], &echo(NAMESPACE, &more), &[node]].concat())?;
     manifests.put("changing.json", &shape.after(0))?;
-    let _server = deployed::server(&hub, &["--source", &manifests.source()])?;
-    let _ = deployed::wait_ok(&hub, SERVER_ADMIN, "/readyz");
+    let _server = server(&hub, &["--source", &manifests.source()]).await?;
 
     let mut syncs = Samples::default();
     for _ in 1..args.rounds {

@@ -6,10 +6,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
 use distributary_e2e::controlplane::{ControlPlane, Options};
-use distributary_e2e::deployed;
 use distributary_e2e::figures::{Samples, seconds};
 use distributary_e2e::netns::Namespace;
-use distributary_e2e::node::SERVER_ADMIN;
 use distributary_e2e::process::Running;
 use kube::Client;
 
@@ -19,7 +17,7 @@ use super::connections::{self, Targets};
 use super::floor::{Floor, Written};
 use super::kube_proxy::KubeProxy;
 use super::load::{ENDPOINTS, Load, node_name};
-use super::node::Node;
+use super::node::{Node, server};
 use super::report::{Report, in_a_cell};
 use super::wire::weigh;
 use super::{Args, Part, step};
@@ -80,8 +78,7 @@ impl<'a> Cluster<'a> {
         let client = cluster.client().await?;
         let load = Load::start(&client).await?;
         let kubeconfig = cluster.kubeconfig().display().to_string();
-        let server = deployed::server(&hub, &["--source", "kubernetes", "--kubeconfig", &kubeconfig])?;
-        let _ = deployed::wait_ok(&hub, SERVER_ADMIN, "/readyz");
+        let server = server(&hub, &["--source", "kubernetes", "--kubeconfig", &kubeconfig]).await?;
         Ok(Self { args, hub, cluster, client, load, _server: server })
     }
 
