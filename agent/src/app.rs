@@ -17,7 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{RunArgs, load};
 use crate::checkpoint::store::Store;
-use crate::config::Config;
+use crate::cleanup;
+use crate::config::{Backend, Config};
 use crate::conntrack::table::Conntrack;
 use crate::conntrack::{self, Ledger, Worker};
 use crate::debug::{self, Told};
@@ -26,13 +27,14 @@ use crate::health::{Health, Settings, server};
 use crate::host;
 use crate::host::families::{Programmable, programmable};
 use crate::iptables::{self, Family, Flavour, Options};
+use crate::kernel::nft::Nft;
 use crate::kernel::tools::Tools;
-use crate::kernel::{Kernel, Readable};
+use crate::kernel::{Kernel, Readable, Table};
 use crate::metrics::Metrics;
 use crate::metrics::kube_proxy::Waiting;
 use crate::nfacct;
 use crate::observe;
-use crate::reconcile::{Reconciler, Ruleset};
+use crate::reconcile::{self, Reconciler, Ruleset, Xtables};
 use crate::sync::client::{Client, Look};
 use crate::sync::mailbox::Mailbox;
 use crate::sync::{self, Programmed};
@@ -56,6 +58,9 @@ pub async fn run(
     if args.observe.observe {
         return observe::run(args, config, shutdown).await;
     }
+    let tables = host::nftables::choose(config.backend).await?;
+    let backend = if tables.is_some() { Backend::Nftables } else { Backend::Iptables };
+    let config = config.of_backend(backend);
     for net in config.loopback_in_vain() {
         tracing::error!(%net, "--nodeport-addresses has a loopback network where node ports are not answered");
     }
@@ -77,17 +82,29 @@ pub async fn run(
         tracing::warn!(error = format!("{e:#}"), "the OOM score stays as it is");
     }
     let (counters, be_liberal) = (nfacct::ensure(), host::sysctl::is_liberal());
-    let (mut rulesets, mut readable) = (Vec::new(), Vec::new());
-    for Programmable { family, tools, flavour } in programmable(iptables_flavour.wanted()).await? {
-        let options = Options { counters, be_liberal, ..config.options(rules.cluster(), flavour) };
-        let look_at = tools.clone();
-        let ruleset = Ruleset::new(family, tools, options);
-        tracing::info!(family = ruleset.name(), flavour = ?flavour, "will be programmed");
-        rulesets.push(ruleset);
-        readable.push(look_at);
-    }
+    let mut readable = Vec::new();
+    let rulesets = match tables {
+        Some(tables) => {
+            let ruleset = |(family, table): (Family, Nft)| {
+                tracing::info!(family = family.as_str(), backend = "nftables", "will be programmed");
+                let options = config.nftables_options(rules.cluster());
+                Ruleset::new(reconcile::Nft::new(family, table, options))
+            };
+            Rulesets::Nftables(tables.into_iter().map(ruleset).collect())
+        }
+        None => {
+            let mut rulesets = Vec::new();
+            for Programmable { family, tools, flavour } in programmable(iptables_flavour.wanted()).await? {
+                let options = Options { counters, be_liberal, ..config.options(rules.cluster(), flavour) };
+                readable.push(tools.clone());
+                rulesets.push(Ruleset::new(Xtables::new(family, tools, options)));
+                tracing::info!(family = family.as_str(), flavour = ?flavour, "will be programmed");
+            }
+            Rulesets::Iptables(rulesets)
+        }
+    };
     let look: Look = Box::new(move || Box::pin(holds_rules(readable.clone())));
-    let families: Vec<Family> = rulesets.iter().map(Ruleset::family).collect();
+    let families = rulesets.families();
     config.suits(&families)?;
     let admin = match config.metrics {
         None => None,
@@ -143,6 +160,7 @@ pub async fn run(
     if config.routes_localnet() {
         tasks.spawn("localnet", route_localnet(seen.clone()));
     }
+    tasks.spawn("take-over", take_over(seen.clone(), backend));
     tasks.spawn("ready", when_programmed(seen, ready.hold("the first write to the kernel")));
     if let Some(admin) = admin {
         let told = Told { config: Arc::new(config.to_v1alpha1()), flags, started };
@@ -164,10 +182,17 @@ pub async fn run(
         let hard_fail = config.bind_address_hard_fail;
         tasks.spawn("health", server::run(address, hard_fail, health, counted, shutdown.clone()));
     }
-    let reconciler = Reconciler::new(&config, rulesets, listed, programmed, metrics, health.clone());
-    let reconciler = reconciler.followed_by(flows);
-    tasks.spawn("health check ports", Ports::new(health, reconciler.node()).run());
-    tasks.spawn("reconcile", reconciler.run(mailbox));
+    match rulesets {
+        Rulesets::Iptables(rulesets) => {
+            let reconciler = Reconciler::new(&config, rulesets, listed, programmed, metrics, health.clone());
+            follow(reconciler.followed_by(flows), health, mailbox, &mut tasks);
+        }
+        Rulesets::Nftables(rulesets) => {
+            let reconciler = Reconciler::new(&config, rulesets, listed, programmed, metrics, health.clone());
+            follow(reconciler.followed_by(flows), health, mailbox, &mut tasks);
+            tasks.spawn("firewalls", host::nftables::watch_firewalls());
+        }
+    }
     let (ended, streaming) = tokio::select! {
         ended = tasks.supervise(&shutdown) => (ended, Some(stream)),
         ended = &mut stream => (ended.map_err(anyhow::Error::from).flatten().context("stream"), None),
@@ -188,8 +213,53 @@ pub async fn run(
     ended
 }
 
-/// Whether the kernel holds chains of Services, ours or kube-proxy's; `None`: it cannot be seen.
+/// What is programmed, family by family.
+enum Rulesets {
+    Iptables(Vec<Ruleset<Xtables<Tools>>>),
+    Nftables(Vec<Ruleset<reconcile::Nft<Nft>>>),
+}
+
+impl Rulesets {
+    fn families(&self) -> Vec<Family> {
+        match self {
+            Self::Iptables(all) => all.iter().map(Ruleset::family).collect(),
+            Self::Nftables(all) => all.iter().map(Ruleset::family).collect(),
+        }
+    }
+}
+
+/// Sets a reconciler to work.
+fn follow<B: reconcile::Backend + 'static>(
+    reconciler: Reconciler<B>,
+    health: Health,
+    mailbox: Arc<Mailbox>,
+    tasks: &mut Tasks,
+) {
+    tasks.spawn("health check ports", Ports::new(health, reconciler.node()).run());
+    tasks.spawn("reconcile", reconciler.run(mailbox));
+}
+
+/// What another backend left is removed once this one's rules are in the kernel.
+async fn take_over(mut seen: watch::Receiver<Programmed>, backend: Backend) -> anyhow::Result<()> {
+    seen.wait_for(|programmed| programmed.written).await.context("the reconciler is gone")?;
+    cleanup::after_take_over(backend).await;
+    std::future::pending().await
+}
+
+/// Whether the kernel holds chains of Services, ours or kube-proxy's, or our table; `None`: it cannot be seen.
 async fn holds_rules(mut readable: Vec<Tools>) -> Option<bool> {
+    for family in [Family::V4, Family::V6] {
+        match Nft(family).is_there().await {
+            Ok(true) => return Some(true),
+            Ok(false) => {}
+            // Who has iptables only may be without this tool.
+            Err(e) if readable.is_empty() => {
+                tracing::warn!(error = %e, "it cannot be seen whether the kernel holds rules");
+                return None;
+            }
+            Err(_) => {}
+        }
+    }
     for tools in &mut readable {
         match tools.save().await {
             Ok(saved) if iptables::holds_services(&iptables::parse(&saved)) => return Some(true),
@@ -210,6 +280,9 @@ async fn prepare(config: &Config, flavour: Option<Flavour>) -> anyhow::Result<()
         return Err(e);
     }
     nfacct::ensure();
+    if config.backend == Backend::Nftables {
+        return Ok(());
+    }
     for mut one in programmable(flavour).await? {
         if one.family == Family::V4 && config.routes_localnet() {
             let saved = one.tools.save().await?;

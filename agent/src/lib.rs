@@ -23,6 +23,7 @@ pub mod kernel;
 pub mod metrics;
 pub mod netlink;
 pub mod nfacct;
+pub mod nftables;
 pub mod node;
 pub mod observe;
 pub mod plan;

@@ -12,9 +12,11 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 
 use crate::args::RenderArgs;
+use crate::config::Backend;
 use crate::host;
 use crate::iptables::{Family, Flavour, Iptables};
 use crate::metrics::Metrics;
+use crate::nftables::Nftables;
 use crate::node::Facts;
 use crate::sync::Settings;
 use crate::sync::client::Client;
@@ -30,13 +32,16 @@ struct Known {
     node: Option<NodeView>,
 }
 
-/// Prints the rules, as text for `iptables-restore --noflush` and `ip6tables-restore --noflush`.
+/// Prints the rules, as text for `iptables-restore --noflush` and `ip6tables-restore --noflush`, or for `nft -f`.
 ///
 /// # Errors
 /// When a manifest is broken, or the server cannot be asked.
 pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
     let RenderArgs { rules, manifests, server, security } = args;
     let config = rules.config(&host::name())?;
+    // What this host could do says nothing of another.
+    let backend = if config.backend == Backend::Nftables { Backend::Nftables } else { Backend::Iptables };
+    let config = config.of_backend(backend);
     let (cluster, node) = (rules.cluster(), config.node.clone());
     let known = match (manifests, server) {
         (Some(path), _) => from_manifests(&path, cluster, &node)?,
@@ -51,6 +56,16 @@ pub async fn run(args: RenderArgs, out: &mut impl Write) -> anyhow::Result<()> {
     facts.set_addresses(known.node.iter().flat_map(|node| &node.addresses).copied().collect());
     facts.set_node(known.node);
     for family in [Family::V4, Family::V6] {
+        if backend == Backend::Nftables {
+            let mut table = Nftables::new(family, config.nftables_options(rules.cluster()));
+            table.set_node(facts.state(family)?);
+            for (key, service) in &known.services {
+                table.set(key, Some(service.clone()));
+            }
+            writeln!(out, "# for nft -f")?;
+            write!(out, "{}", table.write().map(|write| write.text()).unwrap_or_default())?;
+            continue;
+        }
         let mut iptables = Iptables::new(family, config.options(rules.cluster(), Flavour::Nft));
         iptables.set_node(facts.state(family)?);
         for (key, service) in &known.services {

@@ -5,9 +5,9 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::io::Write as _;
+mod namespace;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use distributary_agent::iptables::rule::{Rule, Target, chance};
@@ -17,60 +17,33 @@ use distributary_agent::iptables::{
 use distributary_agent::plan::{Detector, NodePorts, NodeState};
 use distributary_model::testing::{CLUSTER, endpoint, key, service};
 use distributary_model::{Protocol, Service};
+use namespace::Namespace;
 
-/// A network namespace that lives as long as its `sleep`.
-struct Namespace {
-    holder: std::process::Child,
-    tool: &'static str,
+/// The tools of one family and flavour, in a namespace of their own.
+struct Tool {
+    namespace: Namespace,
+    name: &'static str,
 }
 
-impl Namespace {
+impl Tool {
     fn new(family: Family, flavour: Flavour) -> Option<Self> {
-        let tool = match (family, flavour) {
+        let name = match (family, flavour) {
             (Family::V4, Flavour::Nft) => "iptables-nft",
             (Family::V4, Flavour::Legacy) => "iptables-legacy",
             (Family::V6, Flavour::Nft) => "ip6tables-nft",
             (Family::V6, Flavour::Legacy) => "ip6tables-legacy",
         };
-        let mut holder = Command::new("unshare")
-            .args(["-Urnm", "sh", "-c", "echo ready; exec sleep 300"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut ready = [0; 6];
-        let made = std::io::Read::read_exact(holder.stdout.as_mut().unwrap(), &mut ready).is_ok();
-        let namespace = Self { holder, tool };
-        let works = made && namespace.run("-save", &["-t", "nat"], "").0;
-        if !works && std::env::var_os("DISTRIBUTARY_TEST_ALLOW_SKIP").is_some_and(|allow| allow == "1") {
-            return None;
-        }
-        assert!(works, "{tool} does not work in a namespace of its own");
-        Some(namespace)
+        let namespace = Namespace::new(&format!("{name}-save"), &["-t", "nat"])?;
+        Some(Self { namespace, name })
     }
 
     fn run(&self, what: &str, args: &[&str], input: &str) -> (bool, String) {
-        let mut child = Command::new("nsenter")
-            .args(["-t", &self.holder.id().to_string(), "-U", "-n", "-m", "--preserve-credentials"])
-            // Where no lock file can be made, none is needed: nobody else is in here.
-            .args(["env", "XTABLES_LOCKFILE=/dev/null", &format!("{}{what}", self.tool)])
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        std::thread::scope(|scope| {
-            scope.spawn(move || stdin.write_all(input.as_bytes()));
-            let output = child.wait_with_output().unwrap();
-            let text = if output.status.success() { output.stdout } else { output.stderr };
-            (output.status.success(), String::from_utf8(text).unwrap())
-        })
+        self.namespace.run(&format!("{}{what}", self.name), args, input)
     }
 
     fn restore(&self, text: &str) {
         let (ok, error) = self.run("-restore", &["--noflush"], text);
-        assert!(ok, "{}: {error}\n{text}", self.tool);
+        assert!(ok, "{}: {error}\n{text}", self.name);
     }
 
     fn save(&self) -> String {
@@ -78,17 +51,10 @@ impl Namespace {
     }
 }
 
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        let _ = self.holder.kill();
-        let _ = self.holder.wait();
-    }
-}
-
-fn each(test: impl Fn(Family, Flavour, &Namespace)) {
+fn each(test: impl Fn(Family, Flavour, &Tool)) {
     for family in [Family::V4, Family::V6] {
         for flavour in [Flavour::Nft, Flavour::Legacy] {
-            if let Some(namespace) = Namespace::new(family, flavour) {
+            if let Some(namespace) = Tool::new(family, flavour) {
                 test(family, flavour, &namespace);
             }
         }
@@ -193,7 +159,7 @@ fn what_the_tools_print_is_what_we_wrote() {
                 }
                 again.adopt(&parse(&saved));
                 if let Some(write) = again.write() {
-                    panic!("{} round {round}: not nothing:\n{}", namespace.tool, write.text);
+                    panic!("{} round {round}: not nothing:\n{}", namespace.name, write.text);
                 }
             }
         }
@@ -228,7 +194,7 @@ fn probabilities_are_printed_as_we_print_them() {
                 .filter(|line| line.starts_with("-A KUBE-SVC-0-TEST"))
                 .map(|line| format!("{line}\n"))
                 .collect();
-            assert_eq!(printed, text, "{}", namespace.tool);
+            assert_eq!(printed, text, "{}", namespace.name);
         }
     });
 }
@@ -262,20 +228,8 @@ fn the_hairpin_match_matches() {
             }
         };
         let send = format!("{send} echo x >/dev/udp/$to/9; done");
-        let sent = Command::new("nsenter")
-            .args([
-                "-t",
-                &namespace.holder.id().to_string(),
-                "-U",
-                "-n",
-                "--preserve-credentials",
-                "bash",
-                "-ec",
-                &send,
-            ])
-            .status()
-            .unwrap();
-        assert!(sent.success());
+        let (sent, said) = namespace.namespace.run("bash", &["-ec", &send], "");
+        assert!(sent, "{said}");
         let (_, saved) = namespace.run("-save", &["-c", "-t", "filter"], "");
         let counts: Vec<&str> = saved
             .lines()
@@ -283,6 +237,6 @@ fn the_hairpin_match_matches() {
             .filter_map(|line| line[1..].split(':').next())
             .collect();
         let all = if family == Family::V4 { "3" } else { "6" };
-        assert_eq!(counts, [all, "2"], "{} {saved}", namespace.tool);
+        assert_eq!(counts, [all, "2"], "{} {saved}", namespace.name);
     });
 }

@@ -126,7 +126,10 @@ mod tests {
         let name = path.display();
         assert!(error().starts_with(&format!("--config {name}: No such file")), "{}", error());
         std::fs::write(&path, format!("{FILE}mode: ipvs\n")).unwrap();
-        assert_eq!(error(), format!("--config {name}: mode ipvs is not there, only iptables is"));
+        assert_eq!(
+            error(),
+            format!("--config {name}: mode ipvs is not there, only iptables and nftables are")
+        );
         std::fs::write(&path, format!("{FILE}iptables: {{masqueradeBit: 32}}\n")).unwrap();
         assert_eq!(error(), format!("--config {name}: iptables.masqueradeBit 32 is not from 0 to 31"));
     }

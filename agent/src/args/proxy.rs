@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ArgAction::Set;
 
 use crate::config::value::{self, List, Listen, Network, NodePortAddress, switch};
-use crate::config::{Conntrack, DetectLocalMode, Draft, duration};
+use crate::config::{Backend, Conntrack, DetectLocalMode, Draft, duration};
 
 /// How rules are made.
 #[derive(Clone, Debug, clap::Args)]
@@ -21,6 +21,9 @@ pub struct RuleArgs {
     /// A KubeProxyConfiguration, in YAML or JSON; it goes before kube-proxy's flags, but for the node's name
     #[arg(long, env = "DISTRIBUTARY_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// Which packet filter to program
+    #[arg(long, env = "DISTRIBUTARY_BACKEND", visible_alias = "proxy-mode", value_enum, default_value_t)]
+    pub backend: Backend,
     /// How traffic of pods is told from the rest
     #[arg(long, env = "DISTRIBUTARY_DETECT_LOCAL_MODE", value_enum, default_value_t)]
     pub detect_local_mode: DetectLocalMode,
@@ -46,7 +49,8 @@ pub struct RuleArgs {
     )]
     pub pod_interface_name_prefix: String,
     /// Answer node ports at local addresses in these networks alone, or, with the single word `primary`, at the
-    /// Node's own addresses [default: at all of them]
+    /// Node's own addresses [default: with iptables, at all of
+    /// them; with nftables, primary]
     #[arg(long, env = "DISTRIBUTARY_NODEPORT_ADDRESSES", value_name = "CIDR[,CIDR]|primary")]
     pub nodeport_addresses: Vec<List<NodePortAddress>>,
     /// Answer node ports at 127.0.0.1, too, which needs the sysctl route_localnet
@@ -142,6 +146,7 @@ impl RuleArgs {
     /// What they say, with defaults for what is said elsewhere.
     pub fn draft(&self) -> Draft {
         Draft {
+            backend: self.backend,
             hostname_override: self.node_name.clone(),
             bind_address: self.bind_address,
             detect_local_mode: self.detect_local_mode,

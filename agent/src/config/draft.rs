@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use ipnet::IpNet;
 
 use super::value::{Listen, NodePortAddress};
-use super::{Config, Conntrack, DetectLocal, NodePortAddresses, duration};
+use super::{Backend, Config, Conntrack, DetectLocal, NodePortAddresses, duration};
 use crate::plan::Family;
 
 /// Where health is served unless told otherwise.
@@ -40,6 +40,7 @@ pub enum DetectLocalMode {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs, reason = "each is the field of Config, or the flag, of that name")]
 pub struct Draft {
+    pub backend: Backend,
     pub hostname_override: Option<String>,
     pub bind_address: IpAddr,
     pub bind_address_hard_fail: bool,
@@ -62,6 +63,7 @@ pub struct Draft {
 impl Default for Draft {
     fn default() -> Self {
         Self {
+            backend: Backend::Iptables,
             hostname_override: None,
             bind_address: Ipv4Addr::UNSPECIFIED.into(),
             bind_address_hard_fail: false,
@@ -156,6 +158,7 @@ impl Draft {
             IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::LOCALHOST.into()),
         };
         Ok(Config {
+            backend: self.backend,
             node: node.into(),
             bind_address: self.bind_address,
             bind_address_hard_fail: self.bind_address_hard_fail,

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 
 use super::tree::Tree;
 use super::value::{self, List, Network};
-use super::{DetectLocalMode, Draft, duration};
+use super::{Backend, DetectLocalMode, Draft, duration};
 
 /// What it has to be.
 pub(super) const API_VERSION: &str = "kubeproxy.config.k8s.io/v1alpha1";
@@ -21,11 +21,12 @@ const SECTIONS: [&str; 7] =
     ["iptables", "ipvs", "nftables", "winkernel", "detectLocal", "conntrack", "clientConnection"];
 
 /// Fields that kube-proxy has and that mean nothing here, and the sections of which that is true of all.
-const INAPPLICABLE: [&str; 11] = [
+const INAPPLICABLE: [&str; 12] = [
     "clientConnection",
     "configSyncPeriod",
     "enableProfiling",
     "featureGates",
+    "iptables",
     "ipvs",
     "logging",
     "nftables",
@@ -83,19 +84,25 @@ pub fn read(text: &str) -> Result<(Draft, Unused), Unusable> {
     };
     let (mut draft, mut unused, mut seen) = (Draft::default(), Unused::default(), BTreeSet::new());
     let mut is = Is::default();
-    for (path, value) in flat(fields)? {
+    let fields = flat(fields)?;
+    for (path, value) in fields.iter().filter(|(path, _)| path == "mode") {
+        draft.backend = self::backend(Value(path, value).text()?)?;
+    }
+    let backend = draft.backend;
+    for (path, value) in fields {
         if !seen.insert(path.clone()) {
             unused.repeated.insert(path.clone());
         }
         match path.as_str() {
             "apiVersion" => is.version = Value(&path, &value).text()?.to_owned(),
             "kind" => is.kind = Value(&path, &value).text()?.to_owned(),
-            "mode" => backend(Value(&path, &value).text()?)?,
-            _ if set(&mut draft, Value(&path, &value))? => {}
+            "mode" => {}
+            _ if set(&mut draft, &of_backend(&path, backend), Value(&path, &value))? => {}
             _ if value.is_blank() => {}
             _ => {
                 let section = path.split('.').next().unwrap_or_default();
-                let known = INAPPLICABLE.contains(&section);
+                let applies = section == if backend == Backend::Nftables { "nftables" } else { "iptables" };
+                let known = INAPPLICABLE.contains(&section) && !applies;
                 let set = if known { &mut unused.inapplicable } else { &mut unused.unknown };
                 set.insert(path);
             }
@@ -131,18 +138,28 @@ fn flat(fields: Vec<(String, Tree)>) -> Result<Vec<(String, Tree)>, Unusable> {
 }
 
 /// Refuses what is not programmed.
-fn backend(mode: &str) -> Result<(), Unusable> {
+fn backend(mode: &str) -> Result<Backend, Unusable> {
     match mode {
-        "" | "iptables" => Ok(()),
-        "nftables" | "ipvs" => Err(Unusable(format!("mode {mode} is not there, only iptables is"))),
-        _ => Err(Unusable(format!("mode {mode:?} is unknown, iptables is wanted"))),
+        "" => Ok(Backend::default()),
+        "ipvs" => Err(Unusable("mode ipvs is not there, only iptables and nftables are".to_owned())),
+        _ => Backend::from_str(mode, false)
+            .map_err(|_| Unusable(format!("mode {mode:?} is unknown, iptables or nftables is wanted"))),
+    }
+}
+
+/// Both packet filters have a section with the same fields; only that of the one that is programmed applies.
+fn of_backend(path: &str, backend: Backend) -> String {
+    match (backend, path.split_once('.')) {
+        (Backend::Nftables, Some(("nftables", field))) => format!("iptables.{field}"),
+        (Backend::Nftables, Some(("iptables", field))) => format!("nftables.{field}"),
+        _ => path.to_owned(),
     }
 }
 
 /// Takes a field in; `false` where it is none that applies.
-fn set(draft: &mut Draft, value: Value<'_>) -> Result<bool, Unusable> {
+fn set(draft: &mut Draft, field: &str, value: Value<'_>) -> Result<bool, Unusable> {
     let conntrack = &mut draft.conntrack;
-    match value.0 {
+    match field {
         "hostnameOverride" => {
             draft.hostname_override = Some(value.text()?.to_owned()).filter(|name| !name.is_empty());
         }

@@ -11,17 +11,21 @@ pub mod value;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use clap::ValueEnum;
 use distributary_model::Name;
 pub use distributary_runtime::duration;
 use ipnet::IpNet;
 
 use crate::iptables::{Flavour, Options};
+use crate::nftables;
 
 pub use draft::{DetectLocalMode, Draft, Invalid, Names};
 
 /// Everything that kube-proxy can be told and that means something here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
+    /// Which packet filter is programmed.
+    pub backend: Backend,
     /// The node's name.
     pub node: Name,
     /// Says which address of the node is its primary one, where it is not unspecified; nothing is bound to it.
@@ -52,6 +56,29 @@ pub struct Config {
     pub conntrack: Conntrack,
     /// What the kernel is told for when memory runs out.
     pub oom_score_adj: i16,
+}
+
+/// A packet filter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Backend {
+    /// Chains of rules, that kube-proxy takes over and leaves to us without a gap
+    #[default]
+    Iptables,
+    /// Sets and maps in a table of its own, where each change costs the same; nft 1.0.1 and kernel 5.13 are wanted
+    Nftables,
+    /// nftables where the node has what it takes, else iptables
+    Auto,
+}
+
+impl Backend {
+    /// As it is said.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Iptables => "iptables",
+            Self::Nftables => "nftables",
+            Self::Auto => "auto",
+        }
+    }
 }
 
 /// How traffic of pods is told from the rest.
@@ -96,6 +123,28 @@ pub struct Conntrack {
 }
 
 impl Config {
+    /// The same for a packet filter, with what follows from which it is: with nftables node ports are at the Node's own
+    /// addresses unless others are named, and never at a loopback address (spec/kube-proxy.md §8.7).
+    #[must_use]
+    pub fn of_backend(mut self, backend: Backend) -> Self {
+        self.backend = backend;
+        if backend == Backend::Nftables {
+            self.localhost_node_ports = false;
+            if self.node_ports == NodePortAddresses::Within(Vec::new()) {
+                self.node_ports = NodePortAddresses::Primary;
+            }
+        }
+        self
+    }
+
+    /// The options of an nftables table.
+    pub fn nftables_options(&self, cluster: Name) -> nftables::Options {
+        let mut options = nftables::Options::new(cluster, self.node.clone());
+        options.masquerade_all = self.masquerade_all;
+        options.masquerade_bit = self.masquerade_bit;
+        options
+    }
+
     /// The options of rules.
     pub fn options(&self, cluster: Name, flavour: Flavour) -> Options {
         let mut options = Options::new(cluster, self.node.clone());

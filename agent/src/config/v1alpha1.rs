@@ -4,7 +4,7 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use super::file::{API_VERSION, KIND};
-use super::{Config, DetectLocal, DetectLocalMode, NodePortAddresses, duration};
+use super::{Backend, Config, DetectLocal, DetectLocalMode, NodePortAddresses, duration};
 
 impl Config {
     /// As `/configz` serves it.
@@ -28,10 +28,11 @@ impl Config {
             NodePortAddresses::Within(nets) => texts(nets),
         };
         let conntrack = &self.conntrack;
+        let section = if self.backend == Backend::Nftables { "nftables" } else { "iptables" };
         json!({
             "apiVersion": API_VERSION,
             "kind": KIND,
-            "mode": "iptables",
+            "mode": self.backend.as_str(),
             "hostnameOverride": &*self.node,
             "bindAddress": self.bind_address,
             "bindAddressHardFail": self.bind_address_hard_fail,
@@ -41,7 +42,7 @@ impl Config {
             "detectLocal": { "bridgeInterface": bridge, "interfaceNamePrefix": prefix },
             "clusterCIDR": texts(&self.cluster_cidr).join(","),
             "nodePortAddresses": node_ports,
-            "iptables": {
+            (section): {
                 "masqueradeBit": self.masquerade_bit,
                 "masqueradeAll": self.masquerade_all,
                 "localhostNodePorts": self.localhost_node_ports,

@@ -42,12 +42,17 @@ pub fn router(told: Told) -> Router {
     Router::new()
         .route("/healthz", any(healthz))
         .route("/healthz/ping", any(async || "ok"))
-        .route("/proxyMode", any(async || quietly(TEXT, "iptables".to_owned())))
+        .route("/proxyMode", any(proxy_mode))
         .route("/configz", any(configz))
         .route("/flagz", get(flagz))
         .route("/statusz", get(statusz))
         .route("/metrics/slis", get(slis).delete(reset))
         .with_state(shared)
+}
+
+/// Which packet filter is programmed, in kube-proxy's word for it.
+async fn proxy_mode(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
+    quietly(TEXT, shared.told.config["mode"].as_str().unwrap_or_default().to_owned())
 }
 
 /// With the word that keeps browsers from guessing.

@@ -55,7 +55,7 @@ pub async fn programmable(wanted: Option<Flavour>) -> anyhow::Result<Vec<Program
 async fn kubelets() -> Option<Flavour> {
     for flavour in [Flavour::Nft, Flavour::Legacy] {
         for family in [Family::V4, Family::V6] {
-            if flavour == Flavour::Legacy && !has_legacy_mangle(family) {
+            if flavour == Flavour::Legacy && !has_legacy(family, "mangle") {
                 continue;
             }
             for chain in ["KUBE-IPTABLES-HINT", "KUBE-KUBELET-CANARY"] {
@@ -68,16 +68,17 @@ async fn kubelets() -> Option<Flavour> {
     None
 }
 
-/// To ask the tool would make the table.
-fn has_legacy_mangle(family: Family) -> bool {
+/// Whether iptables-legacy has that table already: to ask the tool would make it.
+pub fn has_legacy(family: Family, table: &str) -> bool {
     let path = match family {
         Family::V4 => "/proc/net/ip_tables_names",
         Family::V6 => "/proc/net/ip6_tables_names",
     };
-    std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == "mangle"))
+    std::fs::read_to_string(path).is_ok_and(|names| names.lines().any(|name| name == table))
 }
 
-fn present() -> impl Iterator<Item = Family> {
+/// The families that the host has at all.
+pub(super) fn present() -> impl Iterator<Item = Family> {
     let disabled = std::fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
     let v6 = Path::new("/proc/net/if_inet6").exists() && !disabled.is_ok_and(|value| value.trim() == "1");
     [Some(Family::V4), v6.then_some(Family::V6)].into_iter().flatten()

@@ -2,6 +2,7 @@
 
 pub mod addresses;
 pub mod families;
+pub mod nftables;
 pub mod sysctl;
 
 /// What the machine is called; empty where that cannot be read.

@@ -1,9 +1,6 @@
 //! How much there is of what, for metrics (spec/kube-proxy.md §6).
 
-use std::ops::{AddAssign, SubAssign};
-
 use super::{Iptables, Table};
-use crate::plan::PortPlan;
 
 /// Sizes of one family's rules.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -20,35 +17,6 @@ pub struct Counts {
     pub internal_without_local: usize,
     /// The same of their external destinations.
     pub external_without_local: usize,
-}
-
-/// Service ports that nobody serves on this node.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct WithoutLocal {
-    internal: usize,
-    external: usize,
-}
-
-impl WithoutLocal {
-    pub(super) fn of(plan: &PortPlan) -> Self {
-        let none = plan.has_any && plan.local.is_empty();
-        let external = plan.external_local && super::service::is_external(plan);
-        Self { internal: usize::from(none && plan.internal_local), external: usize::from(none && external) }
-    }
-}
-
-impl AddAssign for WithoutLocal {
-    fn add_assign(&mut self, other: Self) {
-        self.internal += other.internal;
-        self.external += other.external;
-    }
-}
-
-impl SubAssign for WithoutLocal {
-    fn sub_assign(&mut self, other: Self) {
-        self.internal -= other.internal;
-        self.external -= other.external;
-    }
 }
 
 impl Iptables {

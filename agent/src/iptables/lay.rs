@@ -8,13 +8,13 @@ use std::sync::Arc;
 use distributary_model::{Key, Name};
 
 use super::chain::{Chain, TextHash};
-use super::counts::WithoutLocal;
 use super::held::{Held, Id, Kernel};
 use super::parse::Table;
 use super::roots::{Leaf, Root, Roots, at, bits};
 use super::service::{self, Entry, Style};
 use super::trie::EntryKey;
 use super::{Hairpin, Iptables, fixed, groups, names};
+use crate::plan::WithoutLocal;
 
 /// What a Service has in the rules.
 #[derive(Debug, Default)]

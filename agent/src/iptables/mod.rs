@@ -32,9 +32,8 @@ use std::sync::Arc;
 
 use distributary_model::{Key, Name, Service};
 
-use crate::plan::{self, Conflict, NodeState, Plan, PortPlan};
+use crate::plan::{self, Conflict, NodeState, Plan, PortPlan, WithoutLocal};
 use chain::Chain;
-use counts::WithoutLocal;
 use fixed::Addition;
 use held::{Held, Id, Kernel};
 use lay::Laid;

@@ -35,11 +35,6 @@ enum Pod {
 /// A service port's way into the rules.
 pub(crate) type Entry = (Root, EntryKey, Leaf);
 
-/// Whether there is anything but a cluster IP to send traffic to.
-pub(crate) fn is_external(plan: &PortPlan) -> bool {
-    plan.node_port.is_some() || !plan.external_ips.is_empty() || !plan.vips.is_empty()
-}
-
 /// Source ranges are checked: somebody could answer (§3.6).
 fn is_filtered(plan: &PortPlan) -> bool {
     plan.has_any && !plan.vips.is_empty() && !plan.source_ranges.is_empty()
@@ -103,7 +98,7 @@ pub(crate) fn chains(
 ) -> Vec<Chain> {
     let hash = names::service_hash(&plan.svc, plan.protocol);
     let mut chains = Vec::new();
-    let external = plan.has_any && is_external(plan);
+    let external = plan.has_any && plan.is_external();
     let by_cluster_ip = plan.cluster_ip.is_some() && plan.internal_answer().is_none();
     for (kind, endpoints) in [(Kind::Svc, &plan.cluster), (Kind::Svl, &plan.local)] {
         let from_cluster_ip = by_cluster_ip && kind == internal(plan);

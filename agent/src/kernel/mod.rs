@@ -1,5 +1,7 @@
 //! The kernel's packet filter, by the tools that all programs of a node share.
 
+pub mod nft;
+mod process;
 pub mod tools;
 
 use std::io;
@@ -9,7 +11,10 @@ use std::process::ExitStatus;
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
     /// The tool is not there, or cannot be started.
-    #[error("{program} cannot be run: {source} (install the Debian package iptables, or the like)")]
+    #[error(
+        "{program} cannot be run: {source} (install the Debian package {}, or the like)",
+        package(program)
+    )]
     Exec {
         /// Which one.
         program: String,
@@ -48,6 +53,21 @@ pub enum KernelError {
         /// What it said.
         message: String,
     },
+}
+
+/// What has a program.
+fn package(program: &str) -> &'static str {
+    if program == nft::PROGRAM { "nftables" } else { "iptables" }
+}
+
+/// What the reconciler needs of the kernel, for the nftables table of one family.
+pub trait Table: Send {
+    /// The table, as `nft -n list table` prints it; empty: there is none.
+    fn list(&mut self) -> impl Future<Output = Result<String, KernelError>> + Send;
+    /// Feeds text to `nft -f -`: all of it is in the kernel then, or nothing.
+    fn apply(&mut self, text: &str) -> impl Future<Output = Result<(), KernelError>> + Send;
+    /// Whether the table is there. Cheap, unlike `list`.
+    fn is_there(&mut self) -> impl Future<Output = Result<bool, KernelError>> + Send;
 }
 
 /// What can be read of the kernel, for one family. Who is given no more cannot write.

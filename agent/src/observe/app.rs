@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Observed, Observer, Side};
 use crate::args::RunArgs;
-use crate::config::Config;
+use crate::config::{Backend, Config};
 use crate::host::families::{Programmable, programmable};
 use crate::metrics::Metrics;
 use crate::node::Facts;
@@ -37,6 +37,9 @@ pub async fn run(args: RunArgs, config: Config, shutdown: CancellationToken) -> 
     let RunArgs { rules, server, security, iptables_flavour, observe, init_only, .. } = args;
     if init_only {
         bail!("--init-only changes the host and --observe changes nothing: say one of them");
+    }
+    if config.backend == Backend::Nftables {
+        bail!("--observe compares the rules of iptables, and --backend nftables is said");
     }
     let dialer = security.dialer(&server)?;
     let mut sides = Vec::new();

@@ -6,6 +6,7 @@ pub mod health;
 pub mod owners;
 pub mod policy;
 pub mod port;
+mod without_local;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use ipnet::IpNet;
 
 pub use owners::{Claim, Claimant, Conflict};
 pub use port::{Answer, PortPlan};
+pub use without_local::WithoutLocal;
 
 /// An address family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

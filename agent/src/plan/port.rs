@@ -70,6 +70,11 @@ impl PortPlan {
         if self.external_local { &self.local } else { &self.cluster }
     }
 
+    /// Whether there is anything but a cluster IP to send traffic to.
+    pub fn is_external(&self) -> bool {
+        self.node_port.is_some() || !self.external_ips.is_empty() || !self.vips.is_empty()
+    }
+
     /// What the cluster IP answers where nobody gets its traffic.
     pub fn internal_answer(&self) -> Option<Answer> {
         self.answer(self.internal())

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use distributary_model::NodeView;
 use tokio::sync::watch;
 
-use super::Ruleset;
+use super::{Backend, Ruleset};
 use crate::node::{Facts, Missing};
 use crate::plan::{Family, NodeState};
 
@@ -58,11 +58,7 @@ impl Knowledge {
     }
 
     /// Tells the rules what the node has become. Who knew enough once goes on with that.
-    pub(super) fn tell<K: crate::kernel::Kernel>(
-        &mut self,
-        rulesets: &mut [Ruleset<K>],
-        now: Instant,
-    ) -> Told {
+    pub(super) fn tell<B: Backend>(&mut self, rulesets: &mut [Ruleset<B>], now: Instant) -> Told {
         let states: Result<NodeStates, Missing> =
             rulesets.iter().map(|one| Ok((one.family(), self.facts.state(one.family())?))).collect();
         let states = match states {

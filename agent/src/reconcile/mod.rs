@@ -1,10 +1,13 @@
 //! The only writer of the kernel: takes what waits, programs it in every family, says what came of it, and looks
 //! after the rules when nothing waits.
 
+mod backend;
 mod knowledge;
+mod nft;
 mod rival;
 mod ruleset;
 mod suspect;
+mod xtables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -19,7 +22,7 @@ use tokio::sync::watch;
 use crate::config::Config;
 use crate::conntrack::{self, Changes};
 use crate::health::Health;
-use crate::kernel::{Kernel, KernelError};
+use crate::kernel::KernelError;
 use crate::metrics::{Metrics, kube_proxy};
 use crate::node::Facts;
 use crate::plan::Family;
@@ -29,9 +32,12 @@ use crate::sync::session::Batch;
 use crate::sync::underway::{Arrived, Underway};
 use knowledge::{Knowledge, Told};
 
+pub use backend::{Backend, Failed};
 pub use knowledge::NodeStates;
+pub use nft::Nft;
 use rival::{Found, Rival, Task};
 pub use ruleset::{Outcome, Refused, Ruleset};
+pub use xtables::Xtables;
 
 /// How often it is looked whether the rules are still there.
 const WATCH_PERIOD: Duration = Duration::from_secs(5);
@@ -46,8 +52,8 @@ pub type Services = BTreeMap<Arc<Key>, Option<Arc<Service>>>;
 
 /// Programs every family that the node runs.
 #[derive(Debug)]
-pub struct Reconciler<K> {
-    rulesets: Vec<Ruleset<K>>,
+pub struct Reconciler<B> {
+    rulesets: Vec<Ruleset<B>>,
     programmed: watch::Sender<Programmed>,
     rejected: BTreeMap<Arc<Key>, Rejected>,
     /// Of those that the node lacks something for: what they should be.
@@ -83,11 +89,11 @@ struct Pass {
     failed: Option<KernelError>,
 }
 
-impl<K: Kernel> Reconciler<K> {
+impl<B: Backend> Reconciler<B> {
     /// For the families of a node, one ruleset each.
     pub fn new(
         config: &Config,
-        rulesets: Vec<Ruleset<K>>,
+        rulesets: Vec<Ruleset<B>>,
         addresses: watch::Receiver<BTreeSet<IpAddr>>,
         programmed: watch::Sender<Programmed>,
         metrics: Metrics,
@@ -155,6 +161,9 @@ impl<K: Kernel> Reconciler<K> {
                     owed = Some((batch.cursor.or(owed.and_then(|(cursor, _)| cursor)), owed.map_or(at, |(_, at)| at)));
                     batch.gone().for_each(|key| self.underway.forget(key));
                     self.underway.merge(batch.underway);
+                    if let Some(cidrs) = &batch.service_cidrs {
+                        self.rulesets.iter_mut().for_each(|ruleset| ruleset.rules_mut().set_service_cidrs(cidrs));
+                    }
                     self.held.extend(batch.services);
                     self.knowledge.node(batch.node.flatten());
                     if self.tell() == Told::NotEnough {
@@ -283,7 +292,8 @@ impl<K: Kernel> Reconciler<K> {
     fn tell_flows(&mut self, lost: bool) {
         let node = self.rulesets.iter().map(|ruleset| (ruleset.family(), ruleset.node().clone())).collect();
         let services = std::mem::take(&mut self.unwritten);
-        let found = self.rulesets.iter_mut().map(|ruleset| (ruleset.family(), ruleset.take_found()));
+        let found =
+            self.rulesets.iter_mut().map(|ruleset| (ruleset.family(), ruleset.rules_mut().take_found()));
         let found = found.filter(|(_, claims)| !claims.is_empty()).collect();
         self.flows.put(Changes { services, node, lost, found });
     }
@@ -386,7 +396,8 @@ impl<K: Kernel> Reconciler<K> {
     fn expect_rival(&mut self) {
         let now = now();
         for ruleset in &mut self.rulesets {
-            ruleset.set_yields(self.rival.is_expected(ruleset.family(), now));
+            let expected = self.rival.is_expected(ruleset.family(), now);
+            ruleset.rules_mut().set_yields(expected);
         }
     }
 
@@ -395,7 +406,7 @@ impl<K: Kernel> Reconciler<K> {
         let now = now();
         let mut stops = false;
         for ruleset in &mut self.rulesets {
-            let overwritten = ruleset.was_overwritten();
+            let overwritten = ruleset.rules_mut().was_overwritten();
             stops |= overwritten && self.rival.wrote(ruleset.family(), now);
         }
         if !stops {
@@ -414,7 +425,7 @@ impl<K: Kernel> Reconciler<K> {
             Some((Task::Ask, _)) => {
                 let mut removed = true;
                 for ruleset in &mut self.rulesets {
-                    if let Err(e) = ruleset.remove_canary().await {
+                    if let Err(e) = ruleset.rules_mut().remove_canary().await {
                         tracing::warn!(family = ruleset.name(), error = %e, "the canary could not be removed");
                         removed = false;
                     }
@@ -424,7 +435,7 @@ impl<K: Kernel> Reconciler<K> {
             Some((Task::Look, _)) => {
                 let mut there = Some(false);
                 for ruleset in &mut self.rulesets {
-                    there = match (there, ruleset.has_canary().await) {
+                    there = match (there, ruleset.rules_mut().has_canary().await) {
                         (Some(true), _) | (_, Ok(true)) => Some(true),
                         (there, Ok(false)) => there,
                         (_, Err(_)) => None,
@@ -439,7 +450,7 @@ impl<K: Kernel> Reconciler<K> {
                     Found::Nobody => {
                         self.metrics.second_writer.set(0);
                         tracing::info!("no other program writes the rules any more; they are taken over");
-                        self.rulesets.iter_mut().for_each(Ruleset::take_over);
+                        self.rulesets.iter_mut().for_each(|ruleset| ruleset.rules_mut().take_over());
                     }
                 }
             }

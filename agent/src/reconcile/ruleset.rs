@@ -1,46 +1,26 @@
 //! The rules of one family: what is wanted against what the kernel holds.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use distributary_model::{Key, Name, Protocol, Service};
+use distributary_model::{Key, Service};
 
 use super::Services;
-use super::suspect::{Suspect, suspect};
-use crate::iptables::{self, Counts, Family, Hairpin, Iptables, Options, Table};
-use crate::kernel::{Kernel, KernelError};
-use crate::plan::{Claim, NodeState};
+use super::backend::{Backend, Failed};
+use crate::iptables::Counts;
+use crate::kernel::KernelError;
+use crate::plan::{Family, NodeState};
 
 /// One family's rules and its kernel.
 #[derive(Debug)]
-pub struct Ruleset<K> {
-    name: &'static str,
-    kernel: K,
-    family: Family,
-    rules: Iptables,
+pub struct Ruleset<B> {
+    rules: B,
     /// Of every service that changed since the kernel last had all that was wanted: what it was then.
     good: Services,
-    /// Chains in a section, where the kernel took no more.
-    section: usize,
     /// Services that are wanted.
     services: usize,
-    /// What `rules` takes the kernel to hold is what it holds.
-    adopted: bool,
-    /// It is known how hairpin traffic is to be matched, and whether rules can count.
-    probed: bool,
-    /// The UDP destinations of the rules that were there when this process came, until they are taken.
-    found: Option<BTreeSet<Claim>>,
-    /// The kernel has the objects that rules may count in.
-    counts: bool,
     /// This process has brought the kernel to what it wanted at least once.
     settled: bool,
-    /// This process was the last to write.
-    owned: bool,
-    /// Somebody else has written since.
-    overwritten: bool,
-    /// If somebody else has written, nothing is written over that.
-    yields: bool,
 }
 
 /// What came of programming a batch.
@@ -77,37 +57,20 @@ pub struct Refused {
     pub node: bool,
 }
 
-impl<K: Kernel> Ruleset<K> {
+impl<B: Backend> Ruleset<B> {
     /// Of a family, whose kernel is not looked at yet.
-    pub fn new(family: Family, kernel: K, options: Options) -> Self {
-        let (section, counts) = (options.section, options.counters);
-        Self {
-            name: family.as_str(),
-            kernel,
-            family,
-            rules: Iptables::new(family, options),
-            good: Services::new(),
-            section,
-            services: 0,
-            adopted: false,
-            probed: false,
-            found: None,
-            counts,
-            settled: false,
-            owned: false,
-            overwritten: false,
-            yields: false,
-        }
+    pub fn new(rules: B) -> Self {
+        Self { rules, good: Services::new(), services: 0, settled: false }
     }
 
     /// Whose rules they are.
     pub fn family(&self) -> Family {
-        self.family
+        self.rules.family()
     }
 
     /// What people call the family.
     pub fn name(&self) -> &'static str {
-        self.name
+        self.family().as_str()
     }
 
     /// What a service is to be, in the newest content that is not rejected.
@@ -127,7 +90,7 @@ impl<K: Kernel> Ruleset<K> {
 
     /// Addresses and ports that more than one service claims.
     pub fn conflicts(&self) -> usize {
-        self.rules.conflicts().count()
+        self.rules.conflicts()
     }
 
     /// What is known of the node.
@@ -140,24 +103,9 @@ impl<K: Kernel> Ruleset<K> {
         self.rules.set_node(state);
     }
 
-    /// From now on what somebody else writes is left as it is, or is not.
-    pub fn set_yields(&mut self, yields: bool) {
-        self.yields = yields;
-    }
-
-    /// The UDP destinations of the rules that were in the kernel when this process came; once.
-    pub fn take_found(&mut self) -> BTreeSet<Claim> {
-        self.found.as_mut().map(std::mem::take).unwrap_or_default()
-    }
-
-    /// Whether somebody else has written rules in kube-proxy's form over ours since this was asked last.
-    pub fn was_overwritten(&mut self) -> bool {
-        std::mem::take(&mut self.overwritten)
-    }
-
-    /// Whatever the kernel holds, and whoever wrote it, is written over by the next [`program`](Self::program).
-    pub fn take_over(&mut self) {
-        (self.owned, self.adopted) = (false, false);
+    /// The rules themselves.
+    pub(super) fn rules_mut(&mut self) -> &mut B {
+        &mut self.rules
     }
 
     /// Takes note of what services are to be, for the next [`program`](Self::program).
@@ -168,28 +116,12 @@ impl<K: Kernel> Ruleset<K> {
         }
     }
 
-    /// Removes the chain that a running kube-proxy makes again.
-    ///
-    /// # Errors
-    /// When the kernel does not take that.
-    pub async fn remove_canary(&mut self) -> Result<(), KernelError> {
-        self.kernel.restore(&iptables::without_canary()).await
-    }
-
-    /// Whether that chain is there.
-    ///
-    /// # Errors
-    /// When the kernel cannot be asked.
-    pub async fn has_canary(&mut self) -> Result<bool, KernelError> {
-        self.kernel.has_canary().await
-    }
-
     /// Brings services, and what the node has become, to the kernel, with whatever an earlier call could not bring there. A
     /// service that the kernel refuses, alone and twice, keeps its last good rules; the others are written.
     pub async fn program(&mut self, services: &Services) -> Outcome {
         self.note(services);
         let began = Instant::now();
-        let mut outcome = Outcome { full: !self.adopted, ..Outcome::default() };
+        let mut outcome = Outcome { full: !self.rules.is_adopted(), ..Outcome::default() };
         outcome.failed = self.settle(&mut outcome).await.err();
         outcome.took = began.elapsed();
         if outcome.failed.is_none() {
@@ -204,7 +136,7 @@ impl<K: Kernel> Ruleset<K> {
         // The tool names a line more often than not, and to put its service aside is quicker than to search.
         let mut aside = Vec::new();
         let mut result = loop {
-            let (message, text) = match self.write(outcome).await {
+            let (message, text) = match self.rules.write(outcome).await {
                 Ok(()) => break Ok(()),
                 Err(Failed { error: KernelError::Refused { message, .. }, text })
                     if !self.good.is_empty() =>
@@ -213,7 +145,7 @@ impl<K: Kernel> Ruleset<K> {
                 }
                 Err(failed) => break Err(failed.error),
             };
-            let Some(key) = suspect(&message, &text).and_then(|suspect| self.changed(&suspect)) else {
+            let Some(key) = self.rules.suspect(&message, &text, &self.good) else {
                 break self.search(message, outcome).await;
             };
             let wanted = self.rules.get(&key).cloned();
@@ -245,12 +177,12 @@ impl<K: Kernel> Ruleset<K> {
         let mut said = String::new();
         for _ in 0..2 {
             self.set(key, wanted.cloned());
-            match self.write(outcome).await {
+            match self.rules.write(outcome).await {
                 Err(Failed { error: KernelError::Refused { message, .. }, .. }) => said = message,
                 written => return written,
             }
             self.set(key, good.cloned());
-            self.write(outcome).await?;
+            self.rules.write(outcome).await?;
         }
         outcome.refused.push(Refused::new(key.clone(), wanted.cloned(), said));
         Ok(())
@@ -258,10 +190,10 @@ impl<K: Kernel> Ruleset<K> {
 
     /// Finds the services that are refused by halves.
     async fn search(&mut self, message: String, outcome: &mut Outcome) -> Result<(), KernelError> {
-        self.adopt().await?;
+        self.rules.adopt().await?;
         if !self.settled && self.rules.holds_services() {
             // To go back to what this process had would be to nothing, and the node has rules that work.
-            let program = self.name.to_owned();
+            let program = self.name().to_owned();
             let message = format!("the first write is refused and nobody is named: {message}");
             return Err(KernelError::Node { program, message });
         }
@@ -270,7 +202,7 @@ impl<K: Kernel> Ruleset<K> {
         let mut parts: Vec<Vec<Arc<Key>>> = vec![good.keys().cloned().collect()];
         self.set_all(&parts[0], &good);
         // Without any of the new content: if that is refused as well, nobody in particular is to blame.
-        let mut result = self.write(outcome).await;
+        let mut result = self.rules.write(outcome).await;
         while result.is_ok()
             && let Some(part) = parts.pop()
         {
@@ -279,12 +211,12 @@ impl<K: Kernel> Ruleset<K> {
                 self.alone(key, of(&wanted, key).as_ref(), of(&good, key).as_ref(), outcome).await
             } else {
                 self.set_all(&part, &wanted);
-                match self.write(outcome).await {
+                match self.rules.write(outcome).await {
                     Err(Failed { error: KernelError::Refused { .. }, .. }) => {
                         let (left, right) = part.split_at(part.len() / 2);
                         parts.extend([right.to_vec(), left.to_vec()]);
                         self.set_all(&part, &good);
-                        self.write(outcome).await
+                        self.rules.write(outcome).await
                     }
                     written => written,
                 }
@@ -315,104 +247,10 @@ impl<K: Kernel> Ruleset<K> {
         }
     }
 
-    /// The service that it is, if it is one that changed.
-    fn changed(&self, suspect: &Suspect) -> Option<Arc<Key>> {
-        let key = match suspect {
-            Suspect::Chain(chain) => self.rules.owner(chain),
-            Suspect::Service(name) => self.good.keys().find(|key| key.to_string() == *name),
-        };
-        key.filter(|key| self.good.contains_key(*key)).cloned()
-    }
-
-    /// Writes what differs, cut smaller where the kernel wants it smaller.
-    async fn write(&mut self, outcome: &mut Outcome) -> Result<(), Failed> {
-        loop {
-            self.adopt().await?;
-            let Some(write) = self.rules.write() else {
-                self.owned = true;
-                return Ok(());
-            };
-            outcome.restores += 1;
-            if outcome.full && outcome.found.is_empty() {
-                outcome.found = self.rules.wrong(&write);
-            }
-            let count = write.chains.len() + write.deleted.len();
-            match self.kernel.restore(&write.text).await {
-                Ok(()) => {
-                    let chains = names(write.chains.iter().chain(&write.deleted));
-                    tracing::debug!(family = self.name, chains, sections = write.sections, "wrote");
-                    self.rules.written();
-                    outcome.chains += count;
-                    self.owned = true;
-                    return Ok(());
-                }
-                Err(error) => {
-                    outcome.failures += 1;
-                    self.adopted = false;
-                    match error {
-                        KernelError::TooLong { .. } if self.section > 1 => {
-                            self.section /= 2;
-                            self.rules.set_section(self.section);
-                        }
-                        error => return Err(Failed { error, text: write.text }),
-                    }
-                }
-            }
-        }
-    }
-
-    /// Learns what the kernel holds, unless that is known.
-    async fn adopt(&mut self) -> Result<(), KernelError> {
-        if self.adopted {
-            return Ok(());
-        }
-        let saved = self.kernel.save().await?;
-        if self.owned && iptables::is_kube_proxys(&iptables::parse(&saved)) {
-            (self.owned, self.overwritten) = (self.yields, true);
-            if self.yields {
-                return Err(KernelError::Rival { family: self.name });
-            }
-        }
-        if !self.probed {
-            // Rules of ours that are there say what the last probe found.
-            let ours = |line: &str| line.contains("--bytecode") && line.ends_with("-j KUBE-SVC-0-HAIRPIN");
-            let takes = self.takes(&saved, ours, iptables::probe(self.family)).await?;
-            self.rules.set_hairpin(if takes { Hairpin::Bpf } else { Hairpin::Trie });
-            if self.counts {
-                let ours = |line: &str| line.contains(iptables::INVALID_COUNTER);
-                let takes = self.takes(&saved, ours, iptables::probe_counters()).await?;
-                self.rules.set_counters(takes);
-            }
-            self.probed = true;
-        }
-        let saved = iptables::parse(&saved);
-        self.found.get_or_insert_with(|| iptables::destinations(&saved, Protocol::Udp));
-        self.rules.adopt(&saved);
-        self.adopted = true;
-        Ok(())
-    }
-
-    /// Whether the kernel takes such rules: it holds one, or does not refuse the probe.
-    async fn takes(
-        &mut self,
-        saved: &str,
-        is_one: impl Fn(&str) -> bool,
-        probe: String,
-    ) -> Result<bool, KernelError> {
-        if saved.lines().any(is_one) {
-            return Ok(true);
-        }
-        match self.kernel.restore(&probe).await {
-            Ok(()) => Ok(true),
-            Err(KernelError::Refused { .. }) => Ok(false),
-            Err(e) => Err(e),
-        }
-    }
-
     /// Writes the rules again if they are gone.
     pub async fn restore_if_lost(&mut self) -> Outcome {
-        if self.adopted {
-            match self.kernel.in_place().await {
+        if self.rules.is_adopted() {
+            match self.rules.in_place().await {
                 Ok(true) => return Outcome::default(),
                 Ok(false) => {}
                 Err(e) => return Outcome { failed: Some(e), ..Outcome::default() },
@@ -424,24 +262,11 @@ impl<K: Kernel> Ruleset<K> {
     /// Compares with the kernel, and writes what differs.
     pub async fn audit(&mut self) -> Outcome {
         let began = Instant::now();
-        self.adopted = false;
+        self.rules.forget();
         let mut outcome = Outcome { full: true, ..Outcome::default() };
-        outcome.failed = self.write(&mut outcome).await.map_err(|failed| failed.error).err();
+        outcome.failed = self.rules.write(&mut outcome).await.map_err(|failed| failed.error).err();
         outcome.took = began.elapsed();
         outcome
-    }
-}
-
-/// A write that failed.
-struct Failed {
-    error: KernelError,
-    /// What was to be written, if it came to that.
-    text: String,
-}
-
-impl From<KernelError> for Failed {
-    fn from(error: KernelError) -> Self {
-        Self { error, text: String::new() }
     }
 }
 
@@ -450,15 +275,5 @@ impl Refused {
         let lacks = ["No such file or directory", "Couldn't load", "missing kernel module"];
         let node = lacks.iter().any(|what| message.contains(what));
         Self { key, wanted, message, node }
-    }
-}
-
-/// The first of them, for the log.
-fn names<'a>(chains: impl Iterator<Item = &'a (Table, Name)>) -> String {
-    const SHOWN: usize = 8;
-    let chains: Vec<String> = chains.map(|(table, name)| format!("{}/{name}", table.as_str())).collect();
-    match chains.len().checked_sub(SHOWN) {
-        Some(more @ 1..) => format!("{} and {more} more", chains[..SHOWN].join(" ")),
-        _ => chains.join(" "),
     }
 }

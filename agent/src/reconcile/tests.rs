@@ -13,9 +13,10 @@ use crate::config::{Draft, Names};
 use crate::health::{Health, Settings};
 use crate::iptables::fake::Fake;
 use crate::iptables::{Family, Options};
-use crate::kernel::Readable;
+use crate::kernel::{Kernel, Readable};
 use crate::sync::session::Batch;
 
+mod nft;
 mod node;
 
 /// Shared with the test, so that it can look and meddle.
@@ -141,7 +142,7 @@ impl World {
     /// The same, told how to program the node, and its addresses.
     fn told(kernel: TestKernel, draft: Draft, addresses: watch::Receiver<BTreeSet<IpAddr>>) -> Self {
         let (programmed, seen) = watch::channel(Programmed::default());
-        let ruleset = Ruleset::new(Family::V4, kernel.clone(), Options::new(t::CLUSTER, "n1"));
+        let ruleset = Ruleset::new(Xtables::new(Family::V4, kernel.clone(), Options::new(t::CLUSTER, "n1")));
         let mut registry = Registry::default();
         let metrics = Metrics::register(&mut registry);
         let mailbox = Arc::new(Mailbox::default());
@@ -174,9 +175,9 @@ impl World {
         let services = services.iter().map(|(name, service)| (t::key(name), service.clone().map(Arc::new)));
         let batch = Batch {
             services: services.collect(),
-            node: None,
             cursor: Some(Cursor { epoch: Epoch([1; 16]), through }),
             underway,
+            ..Batch::default()
         };
         self.mailbox.put(batch, Instant::now());
         let done =

@@ -123,9 +123,8 @@ fn what_cannot_be_used_is_named_with_what_is_wanted() {
             "detectLocalMode: \"clustercidr\" is none of ClusterCIDR, NodeCIDR, BridgeInterface, \
              InterfaceNamePrefix",
         ),
-        ("mode: nftables", "mode nftables is not there, only iptables is"),
-        ("mode: ipvs", "mode ipvs is not there, only iptables is"),
-        ("mode: magic", "mode \"magic\" is unknown, iptables is wanted"),
+        ("mode: ipvs", "mode ipvs is not there, only iptables and nftables are"),
+        ("mode: magic", "mode \"magic\" is unknown, iptables or nftables is wanted"),
         ("hostnameOverride: ' '", "hostnameOverride is blank: a Node's name is wanted"),
     ];
     for (body, wanted) in table {
@@ -136,4 +135,20 @@ fn what_cannot_be_used_is_named_with_what_is_wanted() {
         "it is \"v1\" \"Config\", kubeproxy.config.k8s.io/v1alpha1 KubeProxyConfiguration is wanted"
     );
     assert!(read("").is_err() && read("[1]").is_err() && read("a: [").is_err());
+}
+
+#[test]
+fn the_section_of_the_packet_filter_that_is_programmed_applies() {
+    let sections = "iptables: {masqueradeBit: 5}\nnftables: {masqueradeBit: 6, syncPeriod: 7s}";
+    let of = |mode: &str| {
+        let text = format!("apiVersion: {API_VERSION}\nkind: {KIND}\nmode: {mode}\n{sections}\n");
+        read(&text).unwrap()
+    };
+    let (draft, unused) = of("iptables");
+    assert_eq!((draft.backend, draft.masquerade_bit), (Backend::Iptables, 5));
+    assert_eq!(unused.to_string(), "nftables.masqueradeBit, nftables.syncPeriod do not apply");
+    let (draft, unused) = of("nftables");
+    assert_eq!((draft.backend, draft.masquerade_bit), (Backend::Nftables, 6));
+    assert_eq!(draft.sync_period, Duration::from_secs(7));
+    assert_eq!(unused.to_string(), "iptables.masqueradeBit do not apply");
 }

@@ -106,7 +106,8 @@ async fn a107_a_hundred_changes_are_two_writes() {
 async fn a108_what_changes_in_one_family_does_not_write_the_other() {
     let kernels = [TestKernel::new(), TestKernel::new()];
     let [v4, v6] = [(Family::V4, &kernels[0]), (Family::V6, &kernels[1])]
-        .map(|(family, kernel)| Ruleset::new(family, kernel.clone(), Options::new(t::CLUSTER, "n1")));
+        .map(|(family, kernel)| Xtables::new(family, kernel.clone(), Options::new(t::CLUSTER, "n1")))
+        .map(Ruleset::new);
     let (told, mut programmed) = watch::channel(Programmed::default());
     let mailbox = Arc::new(Mailbox::default());
     let metrics = Metrics::register(&mut Registry::default());

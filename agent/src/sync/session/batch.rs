@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use distributary_model::{Cursor, Key, NodeView, Service};
+use ipnet::IpNet;
 
 use crate::sync::underway::Underway;
 
@@ -14,6 +15,8 @@ pub struct Batch {
     pub services: BTreeMap<Arc<Key>, Option<Arc<Service>>>,
     /// The agent's Node, where it changed: `Some(None)` where the source has none.
     pub node: Option<Option<NodeView>>,
+    /// Where cluster IPs of the agent's own cluster come from, where that changed.
+    pub service_cidrs: Option<Vec<IpNet>>,
     /// Where the agent stands with this batch.
     pub cursor: Option<Cursor>,
     /// What is measured on its way to the kernel.
@@ -29,6 +32,7 @@ impl Batch {
         self.underway.merge(later.underway);
         self.services.extend(later.services);
         self.node = later.node.or(self.node.take());
+        self.service_cidrs = later.service_cidrs.or(self.service_cidrs.take());
         self.cursor = later.cursor.or(self.cursor);
     }
 

@@ -17,7 +17,7 @@ use distributary_model::codec::{Decoder, Malformed, Told, messages};
 use distributary_model::delta::Refused;
 use distributary_model::limits::{LIST, STRING_BYTES};
 use distributary_model::{
-    Candidate, Cursor, Epoch, Held, Interner, Key, Kind, Marks, Name, NodeView, Revision, Table, hash,
+    Candidate, Cursor, Epoch, Held, Interner, Key, Kind, Marks, Name, NodeView, Record, Revision, Table, hash,
 };
 use distributary_proto::v1 as pb;
 use pb::server_message::Message as FromServer;
@@ -735,6 +735,12 @@ impl Session {
         cursor: Option<Cursor>,
     ) -> Batch {
         let service = |held: &Held| held.record.as_service().cloned();
+        let of_cluster = |key: &&Arc<Key>| key.kind == Kind::Facts && *key.cluster == *self.cluster;
+        let service_cidrs =
+            touched.iter().find(of_cluster).map(|key| match self.table.get(key).map(|held| &held.record) {
+                Some(Record::Facts(facts)) => facts.service_cidrs.clone(),
+                _ => Vec::new(),
+            });
         let services = touched
             .into_iter()
             .filter(|key| key.kind == Kind::Service)
@@ -744,7 +750,7 @@ impl Session {
                 (key, now)
             })
             .collect();
-        Batch { services, node, cursor, underway: Underway::default() }
+        Batch { services, node, service_cidrs, cursor, underway: Underway::default() }
     }
 }
 
