@@ -430,3 +430,48 @@ async fn a_kube_proxy_beside_the_agent_is_given_way_until_it_is_gone() -> Result
     }
     Ok(())
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_they_take_over_from_each_other_with_nftables() -> Result<()> {
+    let mut world = World::start("nft").await?;
+    // What one table accepts, another may drop: a host with nftables has to forward by itself.
+    world.node.world.node.script("iptables-nft -P FORWARD ACCEPT; ip6tables-nft -P FORWARD ACCEPT")?;
+    world.node.agent_arguments = vec!["--backend=nftables".to_owned()];
+    let tables = |world: &World, name: &str| {
+        let tables = world.node.world.node.script("nft list tables").unwrap_or_default();
+        tables.lines().filter(|line| line.ends_with(&format!(" {name}"))).count()
+    };
+    let start = |world: &World| world.kube_proxy_with(&["--proxy-mode=nftables"]);
+    let mut kube_proxy = start(&world)?;
+    let flood = world.flood(RATE / 2)?;
+    more(&flood, 1_000);
+    for round in 0..2 {
+        if round % 2 == 0 {
+            kube_proxy.stop()?;
+        } else {
+            kube_proxy.kill9();
+        }
+        world.node.start_agent()?;
+        let left = || (tables(&world, "kube-proxy") == 0).then_some(());
+        until("kube-proxy's tables to be removed", PATIENCE, left);
+        more(&flood, 500);
+        world.roll(&world.pods()[1..]).await?;
+        more(&flood, 500);
+        world.stop_agent()?;
+        kube_proxy = start(&world)?;
+        world.cleanup(&["--ours-only"])?;
+        assert_eq!((tables(&world, "distributary"), tables(&world, "kube-proxy")), (0, 2));
+        more(&flood, 500);
+        world.roll(&world.pods()).await?;
+        more(&flood, 500);
+    }
+    let took = flood.elapsed();
+    let tally = flood.stop();
+    report("nftables, there and back", &tally, took);
+    assert_eq!((tally.failures(), &tally.examples), (0, &Vec::new()), "{tally:?}");
+    assert_eq!(tally.lasting, 3 * LASTING as u64, "connections that last");
+    kube_proxy.stop()?;
+    world.cleanup(&[])?;
+    assert_eq!((tables(&world, "distributary"), tables(&world, "kube-proxy")), (0, 0));
+    Ok(())
+}

@@ -109,19 +109,6 @@ cases! {
         assert!(!rules.contains("external destinations") && !rules.contains("no local"), "{rules}");
     }
 
-    fn a047_the_health_check_port_is_let_in_as_long_as_there_is_the_service(on: PLAIN) {
-        let v = V::new(47).external_local().with("healthCheckNodePort", json!(30047));
-        on.put(&v, &[]);
-        let accepted = || on.rules(&format!("parity/{}:p80 health check node port", v.name));
-        let rules = accepted();
-        let is_right = |rule: &str| {
-            rule.starts_with("-A KUBE-NODEPORTS ") && rule.contains("--dport 30047") && rule.ends_with("-j ACCEPT")
-        };
-        assert!(rules.lines().count() == 2 && rules.lines().all(is_right), "{rules}\n{}", on.rules_of(&v));
-        on.put_objects(&v.name, &[]);
-        assert_eq!(accepted(), "");
-    }
-
     fn a048_internal_policy_local_keeps_pods_to_the_node(on: PLAIN) {
         let v = V::new(48).internal_local();
         on.put(&v, &[ready(&on.l), ready(&on.r)]);
@@ -186,10 +173,25 @@ cases! {
         counted("0");
     }
 
-    fn a037_nor_localhost(on: PLAIN) {
-        let v = V::new(37).external_local();
-        on.put(&v, &[ready(&on.l), ready(&on.r)]);
-        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, v.node_port_number()));
-        on.check_one(Protocol::Tcp, &loopback(on), target, Masqueraded(&["L", "R"]));
+    only iptables {
+        fn a047_the_health_check_port_is_let_in_as_long_as_there_is_the_service(on: PLAIN) {
+            let v = V::new(47).external_local().with("healthCheckNodePort", json!(30047));
+            on.put(&v, &[]);
+            let accepted = || on.rules(&format!("parity/{}:p80 health check node port", v.name));
+            let rules = accepted();
+            let is_right = |rule: &str| {
+                rule.starts_with("-A KUBE-NODEPORTS ") && rule.contains("--dport 30047") && rule.ends_with("-j ACCEPT")
+            };
+            assert!(rules.lines().count() == 2 && rules.lines().all(is_right), "{rules}\n{}", on.rules_of(&v));
+            on.put_objects(&v.name, &[]);
+            assert_eq!(accepted(), "");
+        }
+
+        fn a037_nor_localhost(on: PLAIN) {
+            let v = V::new(37).external_local();
+            on.put(&v, &[ready(&on.l), ready(&on.r)]);
+            let target = SocketAddr::from((Ipv4Addr::LOCALHOST, v.node_port_number()));
+            on.check_one(Protocol::Tcp, &loopback(on), target, Masqueraded(&["L", "R"]));
+        }
     }
 }

@@ -51,10 +51,16 @@ pub(crate) fn kube_proxy_agrees(cases: &[Case]) {
     assert!(wrong.is_empty(), "kube-proxy disagrees with {wrong:?}");
 }
 
-/// Makes a test of every function, with the agent as its subject, and one for all of them with kube-proxy.
+/// Makes two tests of every function, with the agent and either packet filter as their subject, and one for all of them
+/// with kube-proxy. Those in `only iptables` and `only nftables` are where the two differ on purpose (spec/kube-proxy.md
+/// §8.7), or where rules are looked at.
 #[macro_export]
 macro_rules! cases {
-    ($(fn $name:ident($stage:ident: $setup:expr) $body:block)*) => {
+    (
+        $(fn $name:ident($stage:ident: $setup:expr) $body:block)*
+        $(only iptables { $(fn $chains:ident($of_chains:ident: $chains_setup:expr) $chains_body:block)* })?
+        $(only nftables { $(fn $maps:ident($of_maps:ident: $maps_setup:expr) $maps_body:block)* })?
+    ) => {
         $(
             #[test]
             fn $name() {
@@ -62,12 +68,40 @@ macro_rules! cases {
                 run::$name(&$crate::stage::Stage::of($crate::stage::Subject::Agent, &SETUP));
             }
         )*
+        $($(
+            #[test]
+            fn $chains() {
+                static SETUP: $crate::stage::Setup = $chains_setup;
+                run::$chains(&$crate::stage::Stage::of($crate::stage::Subject::Agent, &SETUP));
+            }
+        )*)?
+
+        mod nftables {
+            #[allow(unused_imports)]
+            use super::*;
+            $(
+                #[test]
+                fn $name() {
+                    static SETUP: $crate::stage::Setup = $setup;
+                    run::$name(&$crate::stage::Stage::of($crate::stage::Subject::Nftables, &SETUP));
+                }
+            )*
+            $($(
+                #[test]
+                fn $maps() {
+                    static SETUP: $crate::stage::Setup = $maps_setup;
+                    run::$maps(&$crate::stage::Stage::of($crate::stage::Subject::Nftables, &SETUP));
+                }
+            )*)?
+        }
 
         /// The same functions, for either subject.
         mod run {
             #[allow(unused_imports)]
             use super::*;
             $(pub(super) fn $name($stage: &$crate::stage::Stage) $body)*
+            $($(pub(super) fn $chains($of_chains: &$crate::stage::Stage) $chains_body)*)?
+            $($(pub(super) fn $maps($of_maps: &$crate::stage::Stage) $maps_body)*)?
         }
 
         #[test]
@@ -77,6 +111,10 @@ macro_rules! cases {
                     static SETUP: $crate::stage::Setup = $setup;
                     $crate::Case { name: stringify!($name), setup: &SETUP, run: run::$name }
                 },)*
+                $($({
+                    static SETUP: $crate::stage::Setup = $chains_setup;
+                    $crate::Case { name: stringify!($chains), setup: &SETUP, run: run::$chains }
+                },)*)?
             ]);
         }
     };

@@ -66,13 +66,6 @@ cases! {
         on.check_one(Protocol::Tcp, &on.c2, v6, Dropped);
     }
 
-    fn a087_without_endpoints_all_are_refused(on: PLAIN) {
-        let v = V::new(87).ranges(&NODE_AND_C1);
-        on.put(&v, &[]);
-        on.check(&on.c1, v.vip(), Rejected);
-        on.check(&on.c2, v.vip(), Rejected);
-    }
-
     fn a088_every_vip_is_guarded(on: PLAIN) {
         let (v, other) = (V::new(88), V::new(216));
         let v = v.clone().ranges(&NODE_AND_C1).ingress(ingress(&[&v, &other]));
@@ -92,7 +85,7 @@ cases! {
         match on.subject {
             // The guard is gone around.
             Subject::KubeProxy => on.check(&on.c2, v.vip(), Masqueraded(&["L"])),
-            Subject::Agent => on.check(&on.c2, v.vip(), Dropped),
+            Subject::Agent | Subject::Nftables => on.check(&on.c2, v.vip(), Dropped),
         }
     }
 
@@ -101,5 +94,23 @@ cases! {
         on.put(&v, &[ready(&on.l)]);
         on.check(&on.h, v.vip(), Masqueraded(&["L"]));
         on.check(&at_its_vip(on, &v), v.vip(), Masqueraded(&["L"]));
+    }
+
+    only iptables {
+        fn a087_without_endpoints_all_are_refused(on: PLAIN) {
+            let v = V::new(87).ranges(&NODE_AND_C1);
+            on.put(&v, &[]);
+            on.check(&on.c1, v.vip(), Rejected);
+            on.check(&on.c2, v.vip(), Rejected);
+        }
+    }
+
+    only nftables {
+        fn a087_without_endpoints_sources_are_checked_all_the_same(on: PLAIN) {
+            let v = V::new(87).ranges(&NODE_AND_C1);
+            on.put(&v, &[]);
+            on.check(&on.c1, v.vip(), Rejected);
+            on.check(&on.c2, v.vip(), Dropped);
+        }
     }
 }

@@ -22,8 +22,10 @@ use crate::service::{Endpoint, V};
 /// Who programs the node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Subject {
-    /// distributary's agent, behind a server that follows a directory.
+    /// distributary's agent with iptables, behind a server that follows a directory.
     Agent,
+    /// The same with nftables.
+    Nftables,
     /// The reference. What is expected of the agent is proven against it.
     KubeProxy,
 }
@@ -109,6 +111,15 @@ pub(crate) struct Stage {
     _serving: Vec<Server>,
 }
 
+/// What shows that something is in the kernel.
+#[derive(Debug)]
+struct Sign {
+    /// The name of a service port, where rules have one; with `-none` that of one without endpoints.
+    svc: String,
+    /// Their addresses, IPv4 and IPv6, where elements have these: port 80, and 81 for the one without endpoints.
+    addresses: [IpAddr; 2],
+}
+
 /// Where the subject has its objects from.
 #[derive(Debug)]
 enum Source {
@@ -174,7 +185,7 @@ impl Stage {
             serving.push(Server::start(fabric, FABRIC_NAME, Protocol::Tcp, &wild, port)?);
         }
         let source = match subject {
-            Subject::Agent => Source::Manifests(Manifests::new()?),
+            Subject::Agent | Subject::Nftables => Source::Manifests(Manifests::new()?),
             Subject::KubeProxy => Source::Api(Api::start_in(&world.node)?),
         };
         let stage = Self {
@@ -212,6 +223,10 @@ impl Stage {
         let node = &self.world.node;
         let program = match self.subject {
             Subject::Agent => deployed::plain_agent(node, SELF_NAME, &flags)?,
+            Subject::Nftables => {
+                flags.push("--backend=nftables");
+                deployed::plain_agent(node, SELF_NAME, &flags)?
+            }
             Subject::KubeProxy => {
                 let mut command = kube_proxy::command_at_api(SELF_NAME)?;
                 command.args(["--proxy-mode=iptables", "--iptables-min-sync-period=0s"]);
@@ -220,7 +235,7 @@ impl Stage {
         };
         self.keep(program);
         self.wait();
-        if self.subject == Subject::Agent {
+        if self.subject != Subject::KubeProxy {
             let _ = deployed::wait_ok(node, AGENT_ADMIN, "/readyz");
         }
         Ok(())
@@ -287,7 +302,7 @@ impl Stage {
     }
 
     /// A Service that shows in every table of both families once it is programmed, along with what comes with it.
-    fn marker(&self, name: &str) -> (Vec<Value>, String) {
+    fn marker(&self, name: &str) -> (Vec<Value>, Sign) {
         let number = self.syncs.fetch_add(1, Ordering::Relaxed);
         let [high, low] = number.to_be_bytes();
         let mark = format!("sync{number}");
@@ -306,25 +321,43 @@ impl Stage {
                 "endpoints": [{"addresses": [address], "conditions": {"ready": true}}]})
         };
         let slices = [slice("IPv4", self.r.addresses.v4.into()), slice("IPv6", self.r.addresses.v6.into())];
-        ([&[service], &slices[..]].concat(), format!("{NAMESPACE}/marker-{name}:{mark}"))
+        let svc = format!("{NAMESPACE}/marker-{name}:{mark}");
+        (
+            [&[service], &slices[..]].concat(),
+            Sign { svc, addresses: [v4, v6].map(|text| text.parse().expect("an address")) },
+        )
     }
 
-    fn wait_for(&self, sign: &str) {
-        let all = [format!("{sign} cluster IP"), format!("{sign}-none has no endpoints")];
-        let here = || {
-            SAVES.iter().all(|save| {
+    fn wait_for(&self, sign: &Sign) {
+        let shown = |rules: &str, all: [String; 2]| all.iter().all(|sign| rules.contains(sign));
+        let here = || match self.subject {
+            Subject::Nftables => ["ip", "ip6"].iter().zip(&sign.addresses).all(|(ip, address)| {
+                let list = format!(
+                    "nft -n list map {ip} distributary services; nft -n list map {ip} distributary refused"
+                );
+                let rules = self.world.node.script(&list).unwrap_or_default();
+                shown(&rules, [80, 81].map(|port| format!(" {address} . 6 . {port} : ")))
+            }),
+            Subject::Agent | Subject::KubeProxy => SAVES.iter().all(|save| {
                 let rules = self.world.node.script(save).unwrap_or_default();
-                all.iter().all(|sign| rules.contains(sign))
-            })
+                let svc = &sign.svc;
+                shown(&rules, [format!("{svc} cluster IP"), format!("{svc}-none has no endpoints")])
+            }),
         };
         if within(PATIENCE, || here().then_some(())).is_none() {
-            panic!("{sign} does not get into the kernel\n{}\n{}", self.rules(""), self.logs());
+            panic!("{sign:?} does not get into the kernel\n{}\n{}", self.rules(""), self.logs());
         }
     }
 
     /// The rules of both families that name something; with nothing, all.
     pub(crate) fn rules(&self, what: &str) -> String {
-        let all = self.world.node.script(&SAVES.join("; ")).unwrap_or_default();
+        let list = match self.subject {
+            Subject::Nftables => {
+                "nft -n list table ip distributary; nft -n list table ip6 distributary".to_owned()
+            }
+            Subject::Agent | Subject::KubeProxy => SAVES.join("; "),
+        };
+        let all = self.world.node.script(&list).unwrap_or_default();
         all.lines().filter(|line| line.contains(what)).collect::<Vec<_>>().join("\n")
     }
 
