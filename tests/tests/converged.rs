@@ -33,6 +33,9 @@ impl Fleet {
         let replica =
             |(listen, admin): (&SocketAddr, &SocketAddr)| Replica::start(*listen, *admin, None, &flags);
         let replicas: Vec<Replica> = listens.iter().zip(&admins).map(|at| replica(at).unwrap()).collect();
+        for admin in &admins {
+            until("an admin port", PATIENCE, || TcpStream::connect(admin).ok().map(drop));
+        }
         let swarm = |(index, listen): (usize, &SocketAddr)| {
             Swarm::start_from(index * EACH, *listen, EACH, 1, None, &[]).unwrap()
         };
