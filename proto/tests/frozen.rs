@@ -1,5 +1,6 @@
 //! A contract only grows: what an older schema said, the present one says with the same numbers and types, so that either end
 //! understands the other (stream rule 1.4). `frozen/N` is the contract as it was when schema N was the newest.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 
