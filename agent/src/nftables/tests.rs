@@ -254,7 +254,7 @@ fn any_history_means_the_same_as_a_fresh_table() {
     let (mut kernel, mut rules) = (Fake::default(), of(Family::V4));
     let mut done = 0;
     while done < changes {
-        for _ in 0..world.0.usize(1..4) {
+        for _ in 0..world.0.usize(1..8) {
             let key = key(world.one(&["a/a", "a/b", "b/a", "b/b", "c/c", "c/d"]));
             let service = (!world.often(4)).then(|| Arc::new(world.service()));
             rules.set(&key, service);
