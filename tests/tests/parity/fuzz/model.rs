@@ -73,6 +73,8 @@ pub(super) enum Fate {
 pub(super) struct Here {
     pub name: &'static str,
     pub zone: &'static str,
+    /// The two packet filters differ in what refuses whom (§8.7).
+    pub nftables: bool,
 }
 
 impl Service {
@@ -88,12 +90,13 @@ impl Service {
         }
         let external = destination != Destination::ClusterIp;
         let (cluster, local) = (self.cluster(here), self.local());
-        if cluster.is_empty() {
-            // What the node sends to an address that is not its own passes neither INPUT nor FORWARD.
+        let kept_out = destination == Destination::Vip && !self.lets_in(client);
+        if cluster.is_empty() && !(here.nftables && kept_out) {
+            // What the node sends to an address that is not its own passes neither INPUT nor FORWARD of iptables.
             let leaves = external && client == Client::Host && destination != Destination::NodePort;
-            return if leaves { Fate::Untouched } else { Fate::Refused };
+            return if leaves && !here.nftables { Fate::Untouched } else { Fate::Refused };
         }
-        if destination == Destination::Vip && !self.lets_in(client) {
+        if kept_out {
             return Fate::Silent;
         }
         let outside = matches!(client, Client::Outside(_));
