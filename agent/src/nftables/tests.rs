@@ -31,7 +31,7 @@ fn settle(rules: &mut Nftables, kernel: &mut Fake) -> Write {
         kernel.holds_for(&before).unwrap_or_else(|e| panic!("{e}\n{}", write.text()));
     }
     rules.written();
-    if write.sweep.as_ref().is_none_or(|sweep| kernel.apply(sweep).is_ok()) {
+    if write.sweep.as_ref().is_some_and(|sweep| kernel.apply(sweep).is_ok()) {
         rules.swept();
     }
     assert_eq!(rules.write(), None);
