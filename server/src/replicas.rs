@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(shown(replicas.all()), ["10.0.0.1:7400@", "10.0.0.2:7400@b"]);
         assert_eq!(shown(&replicas.others()), ["10.0.0.2:7400@b"]);
         let asked: Vec<String> = (1..=4).map(|last| format!("10.0.0.{last}:7401")).collect();
-        let admins = replicas.admins().map(|admins| BTreeSet::from_iter(admins));
+        let admins = replicas.admins().map(BTreeSet::from_iter);
         assert_eq!(admins, Some(asked.into_iter().collect()), "also who is not ready has agents");
     }
 
