@@ -26,6 +26,8 @@ pub(crate) struct Metadata<L: Default, A: Default = de::IgnoredAny> {
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) namespace: String,
     #[serde(default, deserialize_with = "or_default")]
+    pub(crate) uid: String,
+    #[serde(default, deserialize_with = "or_default")]
     pub(crate) resource_version: String,
     #[serde(default, deserialize_with = "or_default")]
     pub(crate) creation_timestamp: String,

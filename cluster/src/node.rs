@@ -14,6 +14,8 @@ use crate::meta::Meta;
 pub struct Node {
     /// What every object has.
     pub meta: Meta,
+    /// metadata.uid: another one of the same name has another. Empty where a manifest says none.
+    pub uid: Name,
     /// What its agent is told.
     pub view: NodeView,
 }
@@ -131,7 +133,7 @@ impl Node {
             deleting: metadata.deletion_timestamp.is_some(),
             taints: spec.taints.into_iter().map(taint).collect(),
         };
-        Some(Self { meta, view })
+        Some(Self { meta, uid: Name::from(metadata.uid), view })
     }
 }
 
@@ -165,7 +167,7 @@ mod tests {
 
     #[test]
     fn a_node_is_read_as_its_rules_need_it() {
-        let json = r#"{"metadata": {"name": "n1", "namespace": "odd", "deletionTimestamp": "2026-01-01T00:00:00Z",
+        let json = r#"{"metadata": {"name": "n1", "uid": "u-1", "namespace": "odd", "deletionTimestamp": "2026-01-01T00:00:00Z",
             "labels": {"topology.kubernetes.io/zone": "a", "topology.kubernetes.io/region": "r", "x": "y"}},
             "spec": {"podCIDR": "10.1.0.0/24", "podCIDRs": ["10.1.0.0/24", "fd01::/64", "bad"],
                 "taints": [{"key": "k", "effect": "NoSchedule", "timeAdded": null}]},
@@ -179,7 +181,7 @@ mod tests {
         assert!(node.view.deleting);
         assert_eq!((&*node.view.zone, &*node.view.region), ("a", "r"));
         assert_eq!((&*node.view.taints[0].key, &*node.view.taints[0].value), ("k", ""));
-        assert_eq!(node.meta.key.to_string(), "Node n1");
+        assert_eq!((node.meta.key.to_string(), &*node.uid), ("Node n1".to_owned(), "u-1"));
         assert_eq!(node.meta.problems.len(), 2, "{:?}", node.meta.problems);
     }
 

@@ -25,7 +25,7 @@ pub struct Cluster {
     services: BTreeMap<Arc<Key>, Parts>,
     /// The Service that a slice counts for: a changed label must also take it away from the old one.
     owners: BTreeMap<(Name, Name), Name>,
-    nodes: BTreeMap<Name, NodeView>,
+    nodes: BTreeMap<Name, Known>,
     /// By object: two may hold the same network.
     cidrs: BTreeMap<Name, Vec<IpNet>>,
     /// What was told of objects that have anything to be told of, so that it is told once.
@@ -55,6 +55,13 @@ impl fmt::Display for Beyond {
         let has = if self.needs.is_some() { "with it there are" } else { "it has" };
         write!(f, "{has} {found} {what}, {limit} are the limit")
     }
+}
+
+/// A Node.
+#[derive(Debug, PartialEq)]
+struct Known {
+    view: NodeView,
+    uid: Name,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +97,7 @@ pub struct RecordChange {
 struct Touched {
     services: BTreeSet<Arc<Key>>,
     facts: bool,
-    nodes: BTreeMap<Name, Option<NodeView>>,
+    nodes: BTreeMap<Name, Option<Known>>,
     triggers: BTreeMap<Arc<Key>, Vec<Trigger>>,
 }
 
@@ -123,12 +130,17 @@ impl Cluster {
 
     /// What is known of a Node.
     pub fn node(&self, name: &str) -> Option<&NodeView> {
-        self.nodes.get(name)
+        self.nodes.get(name).map(|known| &known.view)
+    }
+
+    /// The UID of a Node; empty where its manifest says none.
+    pub fn node_uid(&self, name: &str) -> Option<&Name> {
+        self.nodes.get(name).map(|known| &known.uid)
     }
 
     /// All Nodes, by name.
     pub fn nodes(&self) -> impl Iterator<Item = (&Name, &NodeView)> {
-        self.nodes.iter()
+        self.nodes.iter().map(|(name, known)| (name, &known.view))
     }
 
     /// The Service that an object is, or whose endpoints it has, and the addresses of those that are its own; `None`
@@ -199,7 +211,7 @@ impl Cluster {
             Object::EndpointSlice(slice) => self.put_slice(slice, touched),
             Object::Node(node) => {
                 let name = self.interner.name(&key.name);
-                let before = self.nodes.insert(name.clone(), node.view);
+                let before = self.nodes.insert(name.clone(), Known { view: node.view, uid: node.uid });
                 touched.nodes.entry(name).or_insert(before);
             }
             Object::ServiceCidr(cidr) => {

@@ -13,6 +13,7 @@ pub mod http;
 pub mod log;
 pub mod process;
 pub mod ready;
+pub mod secret;
 pub mod shutdown;
 pub mod tasks;
 pub mod tls;

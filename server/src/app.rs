@@ -16,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::args::{Args, SourceArg};
+use crate::auth::{Auth, Tokens};
 use crate::collector::State;
 use crate::distribute::distribute;
 use crate::journal::{Journal, LOG_BYTES};
@@ -27,7 +28,6 @@ use crate::source::{Source, dir::Dir, kubernetes};
 pub struct Bound {
     listener: TcpListener,
     admin: TcpListener,
-    gate: Gate,
     acceptor: Option<Arc<Acceptor>>,
     args: Args,
 }
@@ -44,7 +44,7 @@ pub async fn bind(args: Args) -> anyhow::Result<Bound> {
     };
     let listener = bind("--listen", args.listen).await?;
     let admin = bind("--admin-listen", args.admin_listen).await?;
-    Ok(Bound { listener, admin, gate: Gate::new(acceptor.clone()), acceptor, args })
+    Ok(Bound { listener, admin, acceptor, args })
 }
 
 impl Bound {
@@ -55,12 +55,13 @@ impl Bound {
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
         match &self.args.source {
             SourceArg::Dir(path) => {
-                let source = Dir::open(path.clone())?;
-                self.run_with(source, shutdown).await
+                let (source, tokens) = (Dir::open(path.clone())?, self.args.security.tokens(None)?);
+                self.run_all(source, tokens, shutdown).await
             }
             SourceArg::Kubernetes => {
                 let client = kubernetes::client(self.args.kubeconfig.as_deref()).await?;
-                self.run_with(kubernetes::Kubernetes::new(client), shutdown).await
+                let tokens = self.args.security.tokens(Some(client.clone()))?;
+                self.run_all(kubernetes::Kubernetes::new(client), tokens, shutdown).await
             }
         }
     }
@@ -70,7 +71,17 @@ impl Bound {
     /// # Errors
     /// When a part of it ends by itself.
     pub async fn run_with(self, origin: impl Source, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { listener, admin, gate, acceptor, args } = self;
+        let tokens = self.args.security.tokens(None)?;
+        self.run_all(origin, tokens, shutdown).await
+    }
+
+    async fn run_all(
+        self,
+        origin: impl Source,
+        tokens: Option<Arc<Tokens>>,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<()> {
+        let Self { listener, admin, acceptor, args } = self;
         let Args {
             log: _,
             source,
@@ -80,6 +91,7 @@ impl Bound {
             admin_listen: _,
             fleet,
             security: _,
+            limits,
         } = args;
         let (listen, admin_listen) = (listener.local_addr()?, admin.local_addr()?);
         tracing::info!(%source, %listen, tls = acceptor.is_some(), admin = %admin_listen, "starting");
@@ -105,6 +117,10 @@ impl Bound {
             "distribute",
             distribute(shared.clone(), received, released, ready.hold("the initial lists")),
         );
+        let gate = Gate::new(acceptor.clone(), Auth::new(tokens.clone()), limits);
+        if let Some(tokens) = tokens {
+            tasks.spawn("keys of tokens", tokens.follow());
+        }
         if let Some(acceptor) = acceptor {
             tasks.spawn("certificates", acceptor.follow());
         }

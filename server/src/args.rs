@@ -1,6 +1,7 @@
 //! The command line.
 
 mod fleet;
+mod limits;
 mod security;
 
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use std::path::PathBuf;
 use distributary_runtime::log::LogArgs;
 
 pub use fleet::FleetArgs;
+pub use limits::LimitArgs;
 pub use security::SecurityArgs;
 
 /// Watches a Kubernetes API and streams endpoint deltas to the agents of its nodes.
@@ -73,6 +75,10 @@ pub struct Args {
     /// Who may connect.
     #[command(flatten)]
     pub security: SecurityArgs,
+
+    /// What those may take who connect.
+    #[command(flatten)]
+    pub limits: LimitArgs,
 }
 
 /// Which source to watch.

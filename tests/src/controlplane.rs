@@ -136,6 +136,12 @@ impl ControlPlane {
         &self.credentials.token
     }
 
+    /// The key that ServiceAccounts' tokens are signed with.
+    #[must_use]
+    pub fn account_key(&self) -> &Path {
+        &self.credentials.account_key
+    }
+
     /// The authority that signed the apiserver's certificate.
     #[must_use]
     pub fn authority(&self) -> &Path {

@@ -22,6 +22,7 @@ pub mod objects;
 pub mod process;
 pub mod shapes;
 pub mod sim;
+pub mod tokens;
 pub mod topology;
 pub mod traffic;
 pub mod wait;

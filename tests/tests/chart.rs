@@ -13,17 +13,18 @@ use distributary_e2e::controlplane::{ControlPlane, Options};
 use distributary_e2e::deployed::{PATIENCE, wait_ok};
 use distributary_e2e::netns::Namespace;
 use distributary_e2e::objects;
-use distributary_e2e::process::{Running, binary, control_plane_program, scratch};
+use distributary_e2e::process::{Running, binary, control_plane_program, run, scratch};
+use distributary_e2e::tokens::Bound;
 use distributary_e2e::wait::until;
 use http::Request;
+use k8s_openapi::ByteString;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// What has no default.
-const NEEDED: [&str; 5] = [
-    "insecure=true",
+const NEEDED: [&str; 4] = [
     "image.server=registry.example/distributary-server:0.1.0",
     "image.agent=registry.example/distributary-agent:0.1.0",
     "api.host=192.0.2.10",
@@ -71,9 +72,19 @@ fn helm_lint_has_nothing_to_say() -> Result<()> {
 
 #[test]
 fn what_is_rendered_is_what_was_reviewed() -> Result<()> {
-    let values = [&NEEDED[..], &["agent.clusterCIDR=10.244.0.0/16\\,fd00:10:244::/48"]].concat();
-    let rendered = template("kube-system", &values)?;
-    let golden = chart("tests/goldens/chart.yaml");
+    let cidr = "agent.clusterCIDR=10.244.0.0/16\\,fd00:10:244::/48";
+    // What helm makes by itself is another certificate each time.
+    reviewed("chart.yaml", &[cidr, "tls.source=secret", "tls.secretName=mine", "tls.caConfigMap=mine-ca"])?;
+    reviewed(
+        "chart-cert-manager.yaml",
+        &["tls.source=certManager", "tls.issuerRef.name=cluster-ca", "tls.ca=the authority"],
+    )?;
+    reviewed("chart-insecure.yaml", &["tls.source=none", "agent.stateDir="])
+}
+
+fn reviewed(golden: &str, values: &[&str]) -> Result<()> {
+    let rendered = template("kube-system", &[&NEEDED[..], values].concat())?;
+    let golden = chart("tests/goldens").join(golden);
     if std::env::var_os("UPDATE_GOLDENS").is_some() {
         fs::write(&golden, &rendered)?;
     }
@@ -94,9 +105,13 @@ fn what_is_rendered_is_what_was_reviewed() -> Result<()> {
 #[test]
 fn what_has_no_default_is_asked_for() -> Result<()> {
     let all = complaint(&[])?;
-    let wanted = "set insecure=true (there is no TLS yet: read the warning in values.yaml), image.server, image.agent, \
-                  api.host, agent.servers";
-    assert!(all.ends_with(wanted), "{all}");
+    assert!(all.ends_with("set image.server, image.agent, api.host, agent.servers"), "{all}");
+    let of = |source| complaint(&[&NEEDED[..], &[source]].concat());
+    let secret = of("tls.source=secret")?;
+    assert!(secret.ends_with("set tls.secretName, tls.ca (or tls.caConfigMap)"), "{secret}");
+    let issuer = of("tls.source=certManager")?;
+    assert!(issuer.ends_with("set tls.issuerRef.name, tls.ca (or tls.caConfigMap)"), "{issuer}");
+    assert!(of("tls.source=elsewhere")?.contains("schema"));
     for missing in NEEDED {
         let others: Vec<&str> = NEEDED.into_iter().filter(|value| *value != missing).collect();
         let said = complaint(&others)?;
@@ -151,7 +166,7 @@ async fn a_real_apiserver_takes_every_object() -> Result<()> {
         ["image.pullSecrets[0].name=s", "server.extraArgs={--log=debug}", "agent.extraArgs={--log=debug}"];
     let rendered = template(&namespace, &[&NEEDED[..], &more].concat())?;
     let taken = apply_all(&client, &rendered, true).await?;
-    assert_eq!(taken.len(), 7, "{taken:#?}");
+    assert_eq!(taken.len(), 9, "{taken:#?}");
     // Admission of priorities and of the host's namespaces looks at pods only.
     for kind in ["Deployment", "DaemonSet"] {
         let template = &find(&taken, kind)["spec"]["template"];
@@ -172,6 +187,7 @@ struct Installed {
     node: Arc<Namespace>,
     cluster: ControlPlane,
     admin: Client,
+    namespace: String,
     objects: Vec<Value>,
     /// Of the server's account.
     token: String,
@@ -186,7 +202,15 @@ impl Installed {
         let namespace = objects::unique_namespace(&admin).await?;
         let (host, port) = (cluster.address().ip(), cluster.address().port());
         let (host, port) = (format!("api.host={host}"), format!("api.port={port}"));
-        let here = [&host, &port, "agent.servers={127.0.0.1:7400}", "agent.clusterCIDR=10.244.0.0/16"];
+        let here = [
+            &host,
+            &port,
+            "agent.servers={127.0.0.1:7400}",
+            "agent.clusterCIDR=10.244.0.0/16",
+            "agent.stateDir=/run/state",
+            // The number of connections is the whole machine's, not the namespace's.
+            "agent.extraArgs={--conntrack-max-per-core=0}",
+        ];
         let objects =
             apply_all(&admin, &template(&namespace, &[&NEEDED[..], &here].concat())?, false).await?;
         let account = &find(&objects, "Deployment")["spec"]["template"]["spec"]["serviceAccountName"];
@@ -196,7 +220,7 @@ impl Installed {
         let request = Request::post(path).header("content-type", "application/json");
         let made: Value = admin.request(request.body(body.to_string().into_bytes())?).await?;
         let token = made["status"]["token"].as_str().context("a token")?.to_owned();
-        Ok(Self { node, cluster, admin, objects, token })
+        Ok(Self { node, cluster, admin, namespace, objects, token })
     }
 
     /// A client with the server's rights.
@@ -213,9 +237,9 @@ impl Installed {
     }
 
     /// Starts the container's program in the node as the kubelet would: its arguments, variables and capabilities, the
-    /// account's files, and a root that cannot be written to but for the lock of iptables where that is mounted. Only
-    /// the user stays who runs the test: nobody else may be able to read our binaries.
-    fn start(&self, kind: &str, account: &Path) -> Result<Running> {
+    /// account's files and its proofs, and a root that cannot be written to but for the lock of iptables and the state
+    /// where these are mounted. Only the user stays who runs the test: nobody else may be able to read our binaries.
+    fn start(&self, kind: &str, account: &Path, proofs: &Path) -> Result<Running> {
         let container = self.container(kind);
         let strings = |at: &str| {
             let found = container.pointer(at).and_then(Value::as_array).into_iter().flatten();
@@ -228,16 +252,25 @@ impl Installed {
         for capability in strings("/securityContext/capabilities/add") {
             write!(bounds, ",+{}", capability.to_lowercase())?;
         }
-        let lock = container.pointer("/volumeMounts/0/mountPath").and_then(Value::as_str).unwrap_or_default();
+        let mounted = |name: &str| {
+            let mounts = container["volumeMounts"].as_array().into_iter().flatten();
+            let path =
+                mounts.filter(|mount| mount["name"] == name).find_map(|mount| mount["mountPath"].as_str());
+            path.unwrap_or_default().to_owned()
+        };
+        let (lock, state) = (mounted("xtables-lock"), mounted("state"));
+        assert_eq!(mounted("tls") + &mounted("proof"), "/run/secrets/distributary");
         let script = r#"
             set -e
             mount -t tmpfs tmpfs /run
             mkdir -p /run/secrets/kubernetes.io/serviceaccount
             cp "$ACCOUNT"/* /run/secrets/kubernetes.io/serviceaccount
+            cp -r "$PROOFS" /run/secrets/distributary
+            if [ -n "$STATE" ]; then mkdir "$STATE"; mount -t tmpfs tmpfs "$STATE"; fi
             if [ -n "$LOCK" ]; then touch "$LOCK"; mount --bind "$LOCK" "$LOCK"; fi
             mount -o remount,bind,ro /run
             mount -o remount,bind,ro /
-            unset ACCOUNT LOCK
+            unset ACCOUNT LOCK PROOFS STATE
             exec "$@"
         "#;
         let command = strings("/command");
@@ -246,7 +279,7 @@ impl Installed {
         pod.args(["--mount", "sh", "-c", script, "sh", "env", "XTABLES_LOCKFILE=/run/xtables.lock"]);
         pod.args(["setpriv", "--no-new-privs", "--inh-caps=-all", &format!("--bounding-set={bounds}")]);
         pod.arg(binary(program)).args(first).args(strings("/args"));
-        pod.env("ACCOUNT", account).env("LOCK", lock);
+        pod.env("ACCOUNT", account).env("LOCK", lock).env("PROOFS", proofs).env("STATE", state);
         for variable in container["env"].as_array().into_iter().flatten() {
             let name = variable["name"].as_str().context("a variable has a name")?;
             match variable.pointer("/valueFrom/fieldRef/fieldPath") {
@@ -260,6 +293,16 @@ impl Installed {
             }
         }
         self.node.spawn(program, &pod)
+    }
+
+    /// Runs the agent's init container to its end. It is privileged, as the test is.
+    fn init(&self) -> Result<()> {
+        let container = &find(&self.objects, "DaemonSet")["spec"]["template"]["spec"]["initContainers"][0];
+        assert_eq!(container.pointer("/securityContext/privileged"), Some(&json!(true)));
+        let words = ["command", "args"].into_iter().flat_map(|part| container[part].as_array()).flatten();
+        let words: Vec<&str> = words.filter_map(Value::as_str).collect();
+        let (program, arguments) = words.split_first().context("a command")?;
+        run(self.node.command(binary(program)).args(arguments).env("NODE_NAME", "node-a")).map(drop)
     }
 
     /// Waits for a container's readiness where the kubelet would look for it.
@@ -279,6 +322,19 @@ impl Installed {
             assert_eq!(wait_ok(&self.node, address, get["path"].as_str().context("a path")?), "ok");
         }
         Ok(())
+    }
+
+    /// What a volume of a Secret or a ConfigMap has, as files.
+    fn files(&self, kind: &str) -> Result<TempDir> {
+        let folder = scratch("proofs")?;
+        for (name, value) in find(&self.objects, kind)["data"].as_object().context("it has data")? {
+            let content = match kind {
+                "Secret" => serde_json::from_value::<ByteString>(value.clone())?.0,
+                _ => value.as_str().context("a text")?.as_bytes().to_vec(),
+            };
+            fs::write(folder.path().join(name), content)?;
+        }
+        Ok(folder)
     }
 
     /// The files of the server's account.
@@ -324,7 +380,19 @@ async fn the_servers_account_may_do_what_it_does_and_nothing_else() -> Result<()
             other => panic!("{what}: {other:?}"),
         }
     }
-    // Agents have an account without rights, and no token of it.
+    // What it needs for agents' tokens.
+    let keys = server.request_text(Request::get("/openid/v1/jwks").body(vec![])?).await?;
+    assert!(keys.contains("keys"), "{keys}");
+    server.request_text(Request::get("/.well-known/openid-configuration").body(vec![])?).await?;
+    let review = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "spec": { "token": "x" },
+    });
+    let review = Request::post("/apis/authentication.k8s.io/v1/tokenreviews")
+        .header("content-type", "application/json")
+        .body(review.to_string().into_bytes())?;
+    let reviewed: Value = server.request(review).await?;
+    assert_ne!(reviewed.pointer("/status/authenticated"), Some(&json!(true)));
+    // Agents have an account without rights, and no token for the API.
     let pods = &find(&installed.objects, "DaemonSet")["spec"]["template"]["spec"];
     assert_eq!(pods["automountServiceAccountToken"], false);
     Ok(())
@@ -346,9 +414,17 @@ async fn both_programs_work_as_the_chart_starts_them() -> Result<()> {
     let slice = objects::endpoint_slice("default", "shop-1", "shop", &ports, &endpoints);
     objects::apply(&installed.admin, &slice).await?;
 
-    let _server = installed.start("Deployment", account.path())?;
+    let _server = installed.start("Deployment", account.path(), installed.files("Secret")?.path())?;
     installed.wait_ready("Deployment")?;
-    let _agent = installed.start("DaemonSet", nothing.path())?;
+    let proofs = installed.files("ConfigMap")?;
+    let pod = &find(&installed.objects, "DaemonSet")["spec"]["template"]["spec"];
+    let name = pod["serviceAccountName"].as_str().context("an account")?;
+    let audience = pod.pointer("/volumes/1/projected/sources/1/serviceAccountToken/audience");
+    let audience = audience.and_then(Value::as_str).context("an audience")?;
+    let bound = Bound::new(&installed.admin, &installed.namespace, name, "node-a").await?;
+    fs::write(proofs.path().join("token"), bound.token(&installed.admin, audience).await?)?;
+    installed.init()?;
+    let _agent = installed.start("DaemonSet", nothing.path(), proofs.path())?;
     installed.wait_ready("DaemonSet")?;
     until("rules for the service", PATIENCE, || {
         let rules = installed.node.shell("iptables-save -t nat").ok()?;

@@ -90,10 +90,6 @@ fn who_does_not_prove_to_be_of_the_node_is_refused_and_both_sides_say_why() -> R
     assert!(agent.ends_with("agent.crt: it has expired"), "{agent}");
     assert_eq!(server, "its certificate has expired");
 
-    // The server's certificate, with an authority of its own, names no node.
-    let (_, server) = case(ours, ours.server(&["node-a"])?, &[])?;
-    assert!(server.starts_with("its certificate names no node"), "{server}");
-
     let (agent, server) = case(&theirs, ours.node(NODE)?, &[])?;
     assert!(
         agent.contains("the server's certificate is signed by none of the authorities in --ca /"),
@@ -106,8 +102,17 @@ fn who_does_not_prove_to_be_of_the_node_is_refused_and_both_sides_say_why() -> R
 
     let other = world.agent(ours, &ours.node("node-b")?, &[])?;
     let why = "the agent says that it is of node node-a, its certificate is of node node-b";
-    assert_eq!(world.refusal(&other, "agent refused", 0)?, (why.to_owned(), why.to_owned()));
+    let told = format!("this agent is refused: {why}");
+    assert_eq!(world.refusal(&other, "agent refused", 0)?, (told, why.to_owned()));
     drop(other);
+
+    // A server's certificate, though by the right authority, names no node.
+    let before = deployed::logged(&world.server, "agent refused").len();
+    let nobody = world.agent(ours, &ours.server(&["node-a"])?, &[])?;
+    let (agent, server) = world.refusal(&nobody, "agent refused", before)?;
+    assert!(server.starts_with("its certificate names no node"), "{server}");
+    assert!(agent.starts_with("this agent is refused: its certificate names no node"), "{agent}");
+    drop(nobody);
 
     let ca = world.folder.path().join("agent.ca").display().to_string();
     let nameless = deployed::agent(&world.namespace, NODE, &["--ca", &ca])?;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 use distributary_runtime::tls::{Connector, Identity, PemFile};
 
+use crate::sync::credential::TokenFile;
 use crate::sync::dial::{Dialer, Tls};
 
 /// How servers and this agent prove who they are.
@@ -21,6 +22,10 @@ pub struct SecurityArgs {
     /// The certificate's private key (PEM)
     #[arg(long, env = "DISTRIBUTARY_KEY", value_name = "FILE", requires = "cert")]
     pub key: Option<PathBuf>,
+    /// A ServiceAccount token that is made for servers and bound to a pod of this node: proves which node this is. Read
+    /// again when it changes
+    #[arg(long, env = "DISTRIBUTARY_TOKEN", value_name = "FILE", requires = "ca")]
+    pub token: Option<PathBuf>,
     /// Name that servers' certificates are for [default: the host that is dialled]
     #[arg(long, env = "DISTRIBUTARY_SERVER_NAME", value_name = "NAME", requires = "ca")]
     pub server_name: Option<String>,
@@ -48,7 +53,11 @@ impl SecurityArgs {
             .map(|(cert, key)| Identity { certificate: file("--cert", cert), key: file("--key", key) });
         let connector = Connector { authorities: file("--ca", ca), identity };
         connector.check()?;
-        Ok(Dialer::secure(Tls { connector, server_name: self.server_name.clone() }))
+        let token = self.token.clone().map(TokenFile::new);
+        if let Some(token) = &token {
+            token.read()?;
+        }
+        Ok(Dialer::secure(Tls { connector, server_name: self.server_name.clone(), token }))
     }
 
     fn check(&self, server: &str) -> anyhow::Result<()> {

@@ -7,12 +7,15 @@ use std::task::Poll;
 use std::time::Instant;
 
 use anyhow::Context;
+use distributary_proto::v1 as pb;
 use distributary_runtime::alarm;
+use distributary_runtime::secret::Secret;
 use futures::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::ack::Programmed;
+use super::credential::TokenFile;
 use super::dial::{Dialer, Server};
 use super::driver::{Driver, LinkId, Note, Order, Settings, Status};
 use super::link::{Link, Told};
@@ -114,6 +117,8 @@ impl Client {
     /// When nobody takes what is to be programmed any more. Without a server the rules stay, and it is tried again.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let (tell, mut told) = watch::channel(Vec::<Server>::new());
+        let (renew, mut renewed) = watch::channel(None);
+        let mut renewing = std::pin::pin!(follow(self.dialer.token().cloned(), renew));
         let mut resolving = std::pin::pin!(resolve(std::mem::take(&mut self.servers), tell));
         loop {
             while let Some(order) = self.driver.next_order() {
@@ -145,7 +150,12 @@ impl Client {
                     self.driver.kernel(holds, now());
                 }
                 () = alarm::at(self.driver.wake_at()) => self.driver.tick(now()),
+                Ok(()) = renewed.changed() => {
+                    let token = renewed.borrow_and_update().clone();
+                    self.show_token(token);
+                }
                 () = &mut resolving => {}
+                () = &mut renewing => {}
             }
         }
         if let (Some(saves), Some(checkpoint)) = (self.saves.take(), self.driver.last_checkpoint(now())) {
@@ -177,6 +187,18 @@ impl Client {
         }
     }
 
+    /// Those who are connected have seen an older one. Who is not yet will be shown what is there then.
+    fn show_token(&mut self, token: Option<Secret>) {
+        let Some(token) = token else { return };
+        for (id, link) in &self.links {
+            let credential = pb::Credential { token: token.reveal().to_owned() };
+            let message = pb::agent_message::Message::Credential(credential);
+            if !link.say(pb::AgentMessage { message: Some(message) }) {
+                self.driver.lost(*id, "the server reads nothing".to_owned(), now());
+            }
+        }
+    }
+
     /// Tells people how it stands.
     fn show(&self) {
         let status = self.driver.status();
@@ -204,6 +226,13 @@ async fn heard(links: &mut BTreeMap<LinkId, Link>, driver: &Driver) -> (LinkId, 
         Poll::Pending
     })
     .await
+}
+
+async fn follow(token: Option<TokenFile>, tell: watch::Sender<Option<Secret>>) {
+    match token {
+        Some(token) => token.follow(tell).await,
+        None => pending().await,
+    }
 }
 
 async fn answer(looking: &mut Option<BoxFuture<'static, Option<bool>>>) -> Option<bool> {

@@ -12,6 +12,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 
+use super::credential::TokenFile;
+
 /// So long a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(5);
 /// So long both sides may take to prove who they are: a server that has just come up does it for many.
@@ -56,12 +58,19 @@ pub struct Tls {
     pub connector: Connector,
     /// Who certificates are for, where it is not the host that was told.
     pub server_name: Option<String>,
+    /// What proves which node this is, beside or instead of a certificate.
+    pub token: Option<TokenFile>,
 }
 
 impl Dialer {
     /// By TLS alone.
     pub fn secure(tls: Tls) -> Self {
         Self { tls: Some(Arc::new(tls)) }
+    }
+
+    /// Where this agent's token is, if it has one.
+    pub fn token(&self) -> Option<&TokenFile> {
+        self.tls.as_ref()?.token.as_ref()
     }
 
     /// A channel to a server.

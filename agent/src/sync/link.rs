@@ -9,6 +9,8 @@ use pb::distribution_client::DistributionClient;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::Request;
+use tonic::metadata::AsciiMetadataValue;
 
 use super::dial::{Dialer, Server};
 
@@ -69,7 +71,13 @@ async fn talk(
     let channel = dialer.dial(server).await?;
     tell.send(Told::Connected).await?;
     let mut client = DistributionClient::new(channel).max_decoding_message_size(FRAME_BYTES + (64 << 10));
-    let mut inbound = client.subscribe(ReceiverStream::new(outbound)).await.map_err(clear)?.into_inner();
+    let mut request = Request::new(ReceiverStream::new(outbound));
+    if let Some(token) = dialer.token() {
+        let mut bearer = AsciiMetadataValue::try_from(format!("Bearer {}", token.read()?.reveal()))?;
+        bearer.set_sensitive(true);
+        request.metadata_mut().insert("authorization", bearer);
+    }
+    let mut inbound = client.subscribe(request).await.map_err(clear)?.into_inner();
     while let Some(message) = inbound.message().await.map_err(clear)? {
         tell.send(Told::Message(Box::new(message), Instant::now())).await?;
     }

@@ -5,6 +5,7 @@ pub mod ack;
 pub mod audit;
 pub mod choice;
 pub mod client;
+pub mod credential;
 pub mod dial;
 pub mod driver;
 mod link;

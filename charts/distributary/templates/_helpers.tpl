@@ -12,3 +12,8 @@ app.kubernetes.io/name: distributary
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 app.kubernetes.io/component: {{ .component }}
 {{- end -}}
+
+{{- /* The Secret with the servers' certificate and key. */ -}}
+{{- define "distributary.tlsSecret" -}}
+{{- if eq .Values.tls.source "secret" }}{{ .Values.tls.secretName }}{{ else }}{{ .Release.Name }}-server-tls{{ end -}}
+{{- end -}}

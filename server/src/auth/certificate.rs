@@ -1,8 +1,10 @@
-//! Which node a certificate is of. That an authority signed it was seen before.
+//! Who a certificate is of. That an authority signed it was seen before.
 
 use distributary_model::{Name, limits};
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::{By, Identity};
 
 /// What a kubelet's common name begins with.
 const COMMON: &str = "system:node:";
@@ -10,13 +12,18 @@ const SCHEME: &str = "spiffe://";
 /// What stands between a SPIFFE URI's trust domain and the node's name.
 const NODE: &str = "/node/";
 
-/// The node that a certificate (DER) is of: by its SPIFFE URI where it has one, else by its common name.
+/// Who a certificate (DER) is of: by its SPIFFE URI where it has one, else by its common name.
 ///
 /// # Errors
 /// What it says instead, and what it should say.
-pub fn node_of(certificate: &[u8]) -> Result<Name, String> {
+pub fn identity(certificate: &[u8]) -> Result<Identity, String> {
     let (_, certificate) =
         X509Certificate::from_der(certificate).map_err(|_| "its certificate cannot be read".to_owned())?;
+    let expires = u64::try_from(certificate.validity().not_after.timestamp()).unwrap_or(0);
+    Ok(Identity { node: node_of(&certificate)?, uid: None, expires, by: By::Certificate })
+}
+
+fn node_of(certificate: &X509Certificate<'_>) -> Result<Name, String> {
     let names = certificate.subject_alternative_name().map_err(|e| format!("its certificate has {e}"))?;
     let names = names.iter().flat_map(|names| &names.value.general_names);
     let mut ids = names.filter_map(|name| match name {
@@ -68,7 +75,8 @@ mod tests {
 
     #[test]
     fn a_node_is_named_by_uri_or_by_common_name() {
-        let node = |common, uris: &[&str]| node_of(&certificate(common, uris)).map(|node| node.to_string());
+        let node =
+            |common, uris: &[&str]| identity(&certificate(common, uris)).map(|one| one.node.to_string());
         assert_eq!(node("system:node:worker-1.example", &[]).as_deref(), Ok("worker-1.example"));
         assert_eq!(node("anything", &["spiffe://cluster.local/node/a"]).as_deref(), Ok("a"));
         assert_eq!(node("system:node:a", &["https://example.org"]).as_deref(), Ok("a"));
@@ -87,7 +95,7 @@ mod tests {
     fn what_is_no_certificate_is_no_panic() {
         let whole = certificate("system:node:a", &["spiffe://x/node/a"]);
         for end in 0..whole.len() {
-            assert!(node_of(&whole[..end]).is_err());
+            assert!(identity(&whole[..end]).is_err());
         }
     }
 }

@@ -3,9 +3,13 @@
 //! The response body is shared, already framed bytes, so the method is mounted by hand: tonic's encoder would copy
 //! every message once per agent.
 
+mod bucket;
 mod gate;
+mod idle;
+mod room;
 mod snapshots;
 mod socket;
+mod standing;
 mod stream;
 
 use std::convert::Infallible;
@@ -26,6 +30,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Code;
 use tonic::codec::{BufferSettings, Streaming};
 
 use crate::auth::Proof;
@@ -34,6 +39,7 @@ use crate::journal::Journal;
 use crate::metrics::Metrics;
 pub use gate::Gate;
 use gate::Passed;
+use idle::{Open, Streams};
 use stream::Stream;
 
 /// Path of `Distribution.Subscribe`.
@@ -159,27 +165,32 @@ pub async fn serve(
                 ended?;
                 break;
             }
-            accepted = listener.accept() => accepted,
+            accepted = async { gate.turn().await; listener.accept().await } => accepted,
         };
         match accepted {
             Ok((socket, peer)) => {
+                let place = match gate.room(peer.ip()) {
+                    Ok(place) => place,
+                    Err(reason) => {
+                        gate.refused(peer, &reason, &shared.metrics);
+                        continue;
+                    }
+                };
                 let (gate, shared, shutdown) = (gate.clone(), shared.clone(), shutdown.clone());
                 connections.spawn(async move {
+                    let _place = place;
                     let passed = tokio::select! {
                         () = shutdown.cancelled() => return,
                         passed = gate.pass(socket) => passed,
                     };
                     match passed {
                         Ok(Passed::Clear(socket)) => {
-                            connection(socket, Proof::Nothing, shared, shutdown).await;
+                            connection(socket, Ok(Proof::Nothing), gate, shared, shutdown).await;
                         }
-                        Ok(Passed::Secure(stream, proof)) => {
-                            connection(stream, proof, shared, shutdown).await;
+                        Ok(Passed::Secure(stream, certified)) => {
+                            connection(stream, certified, gate, shared, shutdown).await;
                         }
-                        Err(reason) => {
-                            shared.metrics.refused.inc();
-                            tracing::warn!(%peer, reason, "connection refused");
-                        }
+                        Err(reason) => gate.refused(peer, &reason, &shared.metrics),
                     }
                 });
             }
@@ -197,18 +208,32 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection<S>(socket: S, proof: Proof, shared: Arc<Shared>, shutdown: CancellationToken)
-where
+async fn connection<S>(
+    socket: S,
+    certified: Result<Proof, String>,
+    gate: Gate,
+    shared: Arc<Shared>,
+    shutdown: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let stopping = shutdown.clone();
+    let (limits, streams) = (gate.limits.clone(), Streams::none());
+    let opened = streams.clone();
     let service = hyper::service::service_fn(move |request| {
-        let response = respond(request, proof.clone(), shared.clone(), stopping.clone());
-        async move { Ok::<_, Infallible>(response) }
+        let response = respond(
+            request,
+            certified.clone(),
+            gate.clone(),
+            opened.open(),
+            shared.clone(),
+            stopping.clone(),
+        );
+        async move { Ok::<_, Infallible>(response.await) }
     });
     let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
-        .max_concurrent_streams(8)
+        .max_concurrent_streams(limits.max_streams_per_connection)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW)
         .max_send_buf_size(IN_FLIGHT)
@@ -222,6 +247,11 @@ where
             connection.as_mut().graceful_shutdown();
             connection.await
         }
+        // Who sends no request, or never the whole of one, would be here for ever.
+        () = streams.idle_for(limits.idle_timeout) => {
+            tracing::debug!("a connection was idle");
+            return;
+        }
     };
     if let Err(e) = ended {
         tracing::debug!(error = %e, "a connection ended");
@@ -230,9 +260,11 @@ where
 
 type Body = UnsyncBoxBody<Bytes, Infallible>;
 
-fn respond(
+async fn respond(
     request: Request<Incoming>,
-    proof: Proof,
+    certified: Result<Proof, String>,
+    gate: Gate,
+    open: Open,
     shared: Arc<Shared>,
     shutdown: CancellationToken,
 ) -> Response<Body> {
@@ -247,13 +279,29 @@ fn respond(
     if request.uri().path() != SUBSCRIBE {
         return plain(response.header("grpc-status", "12").header("grpc-message", "no such method"));
     }
+    let shown = request.headers().get(header::AUTHORIZATION).cloned();
+    let bearer = shown.as_ref().and_then(|value| value.to_str().ok());
+    let proof = match gate.auth.prove(certified, bearer).await {
+        Ok(proof) => proof,
+        Err(reason) => {
+            gate.unproven(&reason, &shared.metrics);
+            let mut refused = plain(response);
+            refused.headers_mut().extend(stream::trailers(Code::Unauthenticated, &refusal(&reason)));
+            return refused;
+        }
+    };
     let buffers = BufferSettings::new(HEARING, HEARING);
     let decoder = tonic_prost::ProstCodec::<AgentMessage, AgentMessage>::raw_decoder(buffers);
     let inbound =
         Streaming::new_request(decoder, request.into_body(), None, Some(limits::AGENT_MESSAGE_BYTES));
-    let outbound = Stream::new(inbound, proof, shared, shutdown);
+    let outbound = Stream::new(inbound, proof, gate.auth, open, shared, shutdown);
     let body = StreamBody::new(futures::stream::unfold(outbound, Stream::next)).boxed_unsync();
     response.body(body).unwrap_or_else(|_| Response::new(empty()))
+}
+
+/// What an agent is told of why it is refused.
+fn refusal(reason: &str) -> String {
+    format!("this agent is refused: {reason}")
 }
 
 fn plain(response: http::response::Builder) -> Response<Body> {

@@ -6,8 +6,9 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use distributary_model::Name;
-use distributary_proto::v1::AgentMessage;
+use distributary_proto::v1::{AgentMessage, agent_message};
 use distributary_runtime::alarm;
+use distributary_runtime::secret::Secret;
 use futures::{FutureExt, StreamExt};
 use http::{HeaderMap, HeaderValue};
 use http_body::Frame;
@@ -18,7 +19,9 @@ use tonic::Code;
 use tonic::codec::Streaming;
 
 use super::Shared;
-use crate::auth::Proof;
+use super::idle::Open;
+use super::standing::{Next as Stands, Standing};
+use crate::auth::{Auth, Proof};
 use crate::fleet::{Acked, StreamId};
 use crate::metrics::Mode;
 use crate::session::{Began, Ended, Heard, Session};
@@ -26,7 +29,11 @@ use crate::session::{Began, Ended, Heard, Session};
 /// One agent's stream.
 pub(super) struct Stream {
     inbound: Streaming<AgentMessage>,
-    proof: Proof,
+    standing: Standing,
+    auth: Auth,
+    _stream: Open,
+    /// A newer token that the agent has sent.
+    renewed: Option<Secret>,
     shared: Arc<Shared>,
     shutdown: CancellationToken,
     news: watch::Receiver<()>,
@@ -50,6 +57,8 @@ impl Stream {
     pub(super) fn new(
         inbound: Streaming<AgentMessage>,
         proof: Proof,
+        auth: Auth,
+        open: Open,
         shared: Arc<Shared>,
         shutdown: CancellationToken,
     ) -> Self {
@@ -59,7 +68,10 @@ impl Stream {
         Self {
             _open: shared.streams.token(),
             inbound,
-            proof,
+            standing: Standing::new(proof),
+            auth,
+            _stream: open,
+            renewed: None,
             news: shared.news.subscribe(),
             built: None,
             session: Session::new(now, fastrand::f64()).ageing(shared.age, now),
@@ -98,6 +110,15 @@ impl Stream {
                 if let Some(end) = self.hear(heard) {
                     return end;
                 }
+            }
+            if let Some(token) = self.renewed.take() {
+                self.renew(token).await;
+            }
+            let stands = self.standing.next(&self.shared.journal(), Instant::now());
+            match stands {
+                Stands::Stands => {}
+                Stands::Drain(drain) => return Next::Send(drain),
+                Stands::Falls(code, reason) => return self.refuse(code, reason),
             }
             self.news.mark_unchanged();
             let now = Instant::now();
@@ -138,6 +159,7 @@ impl Stream {
                 _ = self.news.changed() => woken = true,
                 () = built(&mut self.built) => self.built = None,
                 () = alarm::at(self.session.wake_at()) => {}
+                () = alarm::at(self.standing.wake_at()) => {}
             }
         }
     }
@@ -151,12 +173,14 @@ impl Stream {
             }
             None => return Some(Next::End(Code::Ok, String::new())),
         };
+        if let Some(agent_message::Message::Credential(credential)) = message.message {
+            self.renewed = Some(Secret::new(credential.token));
+            return None;
+        }
         match self.session.on(message, &self.own, Instant::now()) {
             Ok(Heard::Hello { node }) => {
-                if let Err(reason) = self.proof.covers(&node) {
-                    self.shared.metrics.refused.inc();
-                    tracing::warn!(node = &*node, reason, "agent refused");
-                    return Some(Next::End(Code::PermissionDenied, reason));
+                if let Err(reason) = self.standing.speaks_for(&node) {
+                    return Some(self.refuse(Code::PermissionDenied, reason));
                 }
                 tracing::info!(node = &*node, "agent connected");
                 let stream = self.shared.fleet().connected(&node, Instant::now());
@@ -189,6 +213,21 @@ impl Stream {
             Err(ended) => return Some(self.end(&ended)),
         }
         None
+    }
+
+    /// Takes a newer token into account. One that is no good changes nothing: the last one runs out.
+    async fn renew(&mut self, token: Secret) {
+        let identity = self.auth.renewed(token).await;
+        match identity.and_then(|identity| self.standing.renew(identity)) {
+            Ok(()) => tracing::debug!(node = self.node(), "token renewed"),
+            Err(reason) => tracing::warn!(node = self.node(), reason, "a renewed token is no good"),
+        }
+    }
+
+    fn refuse(&self, code: Code, reason: String) -> Next {
+        self.shared.metrics.refused.inc();
+        tracing::warn!(node = self.node(), reason, "agent refused");
+        Next::End(code, super::refusal(&reason))
     }
 
     fn end(&self, ended: &Ended) -> Next {
@@ -240,7 +279,7 @@ impl Drop for Stream {
     }
 }
 
-fn trailers(code: Code, reason: &str) -> HeaderMap {
+pub(super) fn trailers(code: Code, reason: &str) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(2);
     trailers.insert("grpc-status", HeaderValue::from(code as i32));
     // Of gRPC's percent-encoding only what our own messages need: printable ASCII without the percent sign.

@@ -156,7 +156,7 @@ impl World {
             ..NodeView::default()
         };
         let name = node_name(number, self.shape.long_names);
-        Object::Node(Node { meta: meta(ObjectKind::Node, Name::default(), name), view })
+        Object::Node(Node { meta: meta(ObjectKind::Node, Name::default(), name), uid: Name::default(), view })
     }
 
     fn name(&self, service: usize) -> (Name, Name) {
