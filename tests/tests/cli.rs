@@ -97,7 +97,10 @@ fn a_file_of_kube_proxys_is_taken_or_named() -> Result<()> {
     };
     assert!(fails("distributary-agent", &arguments)?.starts_with(&format!("--config {}: ", paths[0])));
     let mode = says("mode: ipvs")?;
-    assert_eq!(mode, format!("--config {}: mode ipvs is not there, only iptables is", paths[0]));
+    assert_eq!(
+        mode,
+        format!("--config {}: mode ipvs is not there, only iptables and nftables are", paths[0])
+    );
     let kind = says("oomScoreAdj: much")?;
     assert!(kind.ends_with("oomScoreAdj is a text, a whole number is wanted"), "{kind}");
     assert!(!written.exists(), "nothing is written of what is refused");
