@@ -319,6 +319,8 @@ impl ControlPlane {
             "--service-account-issuer=https://kubernetes.default.svc",
             &format!("--service-account-key-file={}", made.account_public_key.display()),
             &format!("--service-account-signing-key-file={}", made.account_key.display()),
+            // As kubeadm and its like have it: nodes are set up by pods that may.
+            "--allow-privileged=true",
             // Pods can be made without the controller that makes accounts.
             "--disable-admission-plugins=ServiceAccount",
         ]);
