@@ -291,8 +291,9 @@ impl Own {
                 continue;
             }
             let remember = format!("update @{} {{ {ip} saddr timeout {seconds}s }}", clients(hash));
-            let rule = format!("{remember} meta l4proto {protocol} {}", style.dnat(*endpoint));
-            self.chains.push((Chain::Endpoint(hash), vec![rule]));
+            // Apart: who finds no room in the set ends its rule there, and is to be translated all the same.
+            let translate = format!("meta l4proto {protocol} {}", style.dnat(*endpoint));
+            self.chains.push((Chain::Endpoint(hash), vec![remember, translate]));
             self.clients.push(hash);
         }
     }

@@ -190,10 +190,16 @@ impl Claims {
         claims.map_err(|_| "its token has other claims than a ServiceAccount's".to_owned())
     }
 
-    /// It says of which node it is because the API does.
-    pub(super) fn of_node(mut self, node: Option<Reference>) -> Self {
-        self.kubernetes.node = node.or(self.kubernetes.node);
-        self
+    /// As the API has it: whose token it is, and of which node.
+    ///
+    /// # Errors
+    /// When the token says that it is somebody else's than the API does.
+    pub(super) fn as_reviewed(mut self, username: &str, node: Option<Reference>) -> Result<Self, String> {
+        if self.sub != username {
+            return Err(format!("its token is of {username}, and says of itself that it is of {}", self.sub));
+        }
+        self.kubernetes.node = node;
+        Ok(self)
     }
 
     /// Whether genuine claims are good.
