@@ -4,14 +4,14 @@ use std::io::Write as _;
 use std::process::{Child, Command, Stdio};
 
 /// Lives as long as its `sleep`.
-pub struct Namespace {
+pub(crate) struct Namespace {
     holder: Child,
 }
 
 impl Namespace {
     /// An empty one, in which this command works. Without root or user namespaces it fails, unless
     /// `DISTRIBUTARY_TEST_ALLOW_SKIP=1` makes it `None`.
-    pub fn new(works: &str, args: &[&str]) -> Option<Self> {
+    pub(crate) fn new(works: &str, args: &[&str]) -> Option<Self> {
         let mut holder = Command::new("unshare")
             .args(["-Urnm", "sh", "-c", "echo ready; exec sleep 300"])
             .stdout(Stdio::piped())
@@ -29,7 +29,7 @@ impl Namespace {
     }
 
     /// Runs a program: whether it succeeded, and what it printed then, or complained of.
-    pub fn run(&self, program: &str, args: &[&str], input: &str) -> (bool, String) {
+    pub(crate) fn run(&self, program: &str, args: &[&str], input: &str) -> (bool, String) {
         let mut child = Command::new("nsenter")
             .args(["-t", &self.holder.id().to_string(), "-U", "-n", "-m", "--preserve-credentials"])
             // Where no lock file can be made, none is needed: nobody else is in here.

@@ -194,7 +194,7 @@ impl Claims {
     ///
     /// # Errors
     /// When the token says that it is somebody else's than the API does.
-    pub(super) fn as_reviewed(mut self, username: &str, node: Option<Reference>) -> Result<Self, String> {
+    pub(super) fn reviewed(mut self, username: &str, node: Option<Reference>) -> Result<Self, String> {
         if self.sub != username {
             return Err(format!("its token is of {username}, and says of itself that it is of {}", self.sub));
         }

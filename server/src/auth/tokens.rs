@@ -181,7 +181,7 @@ impl Tokens {
                 false => format!("the API server refuses it: {error}"),
             });
         }
-        let claims = Claims::of_genuine(token)?.as_reviewed(&user.username, user.extra.node())?;
+        let claims = Claims::of_genuine(token)?.reviewed(&user.username, user.extra.node())?;
         claims.check(&self.rules, now()).map_err(|unproven| match unproven {
             Unproven::Refused(why) => why,
             _ => "nor does the API server: Kubernetes 1.30 is the first that does".to_owned(),

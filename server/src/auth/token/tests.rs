@@ -134,13 +134,13 @@ fn a_token_without_a_node_is_for_the_api_to_explain() {
     let node = Reference { name: "node-b".into(), uid: "u".into() };
     let genuine = || Claims::of_genuine(&token).unwrap();
     let username = bare["sub"].as_str().unwrap();
-    let told = genuine().as_reviewed(username, Some(node.clone())).unwrap().check(&rules(), NOW).unwrap();
+    let told = genuine().reviewed(username, Some(node.clone())).unwrap().check(&rules(), NOW).unwrap();
     assert_eq!((&*told.node, told.uid.as_deref()), ("node-b", Some("u")));
     // The API knows others than ServiceAccounts, whose tokens may say what they like.
-    assert!(genuine().as_reviewed("oidc:somebody", Some(node)).is_err());
+    assert!(genuine().reviewed("oidc:somebody", Some(node)).is_err());
     // What it does not say of the node, the token does not either.
     let claimed = issuer.sign(&claims(json!({})));
-    let claimed = Claims::of_genuine(&claimed).unwrap().as_reviewed(username, None).unwrap();
+    let claimed = Claims::of_genuine(&claimed).unwrap().reviewed(username, None).unwrap();
     assert_eq!(claimed.check(&rules(), NOW), Err(Unproven::Nodeless));
 }
 
