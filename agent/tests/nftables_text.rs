@@ -106,7 +106,7 @@ fn any(which: u32, step: u32) -> Service {
     for i in 0..(step * 7 + which * 3) % 9 {
         let last = 1 + (i + step) % 11;
         for address in [format!("10.128.0.{last}"), format!("fd01::{last}")] {
-            let on = if last % 2 == 0 { "n1" } else { "n2" };
+            let on = if last.is_multiple_of(2) { "n1" } else { "n2" };
             one = one.endpoint(endpoint(&address, "a", 8000 + last as u16).protocol(protocol).on(on));
         }
     }

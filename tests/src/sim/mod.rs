@@ -1,5 +1,5 @@
 //! Servers, agents, their connections and the API in one thread, with a clock that is a number: everything that happens
-//! follows from a seed. The agent's [`Driver`] and the server's [`Session`] and [`Journal`] are the real ones; what is made up
+//! follows from a seed. The agent's `Driver` and the server's `Session` and `Journal` are the real ones; what is made up
 //! is the network, kernels that are maps, and time, which is another on every host.
 //!
 //! What must hold at any moment is checked whenever a kernel is written: no endpoint that the API never had, and none gone
