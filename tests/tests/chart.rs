@@ -414,7 +414,8 @@ async fn both_programs_work_as_the_chart_starts_them() -> Result<()> {
     let slice = objects::endpoint_slice("default", "shop-1", "shop", &ports, &endpoints);
     objects::apply(&installed.admin, &slice).await?;
 
-    let _server = installed.start("Deployment", account.path(), installed.files("Secret")?.path())?;
+    let secrets = installed.files("Secret")?;
+    let _server = installed.start("Deployment", account.path(), secrets.path())?;
     installed.wait_ready("Deployment")?;
     let proofs = installed.files("ConfigMap")?;
     let pod = &find(&installed.objects, "DaemonSet")["spec"]["template"]["spec"];
