@@ -24,7 +24,7 @@ mod text;
 mod theirs;
 pub mod trace;
 mod trie;
-mod wrong;
+mod words;
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -113,7 +113,7 @@ impl Options {
     }
 
     fn mark(&self) -> u32 {
-        1_u32.checked_shl(self.masquerade_bit.into()).unwrap_or(1 << 14)
+        plan::mark(self.masquerade_bit)
     }
 }
 

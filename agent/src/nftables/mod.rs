@@ -70,7 +70,7 @@ impl Options {
     }
 
     fn mark(&self) -> u32 {
-        1_u32.checked_shl(self.masquerade_bit.into()).unwrap_or(1 << 14)
+        plan::mark(self.masquerade_bit)
     }
 }
 

@@ -51,6 +51,11 @@ impl Family {
     }
 }
 
+/// What asks for masquerading, by its bit of the packet mark; bit 14 where there is none such.
+pub(crate) fn mark(bit: u8) -> u32 {
+    1_u32.checked_shl(bit.into()).unwrap_or(1 << 14)
+}
+
 /// How traffic of local pods is told from the rest (spec/kube-proxy.md §3.9).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Detector {

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use distributary_model::{Key, Name, Protocol, Service};
+use distributary_model::{Key, Protocol, Service};
 
 use super::backend::{Backend, Failed};
 use super::suspect::{Suspect, suspect};
 use super::{Outcome, Services};
-use crate::iptables::{self, Counts, Family, Hairpin, Iptables, Options, Table};
+use crate::iptables::{self, Counts, Family, Hairpin, Iptables, Options};
 use crate::kernel::{Kernel, KernelError};
 use crate::plan::{Claim, NodeState};
 
@@ -159,7 +159,7 @@ impl<K: Kernel> Backend for Xtables<K> {
             let count = write.chains.len() + write.deleted.len();
             match self.kernel.restore(&write.text).await {
                 Ok(()) => {
-                    let chains = names(write.chains.iter().chain(&write.deleted));
+                    let chains = write.names();
                     let family = self.family.as_str();
                     tracing::debug!(family, chains, sections = write.sections, "wrote");
                     self.rules.written();
@@ -216,15 +216,5 @@ impl<K: Kernel> Backend for Xtables<K> {
 
     async fn has_canary(&mut self) -> Result<bool, KernelError> {
         self.kernel.has_canary().await
-    }
-}
-
-/// The first of them, for the log.
-fn names<'a>(chains: impl Iterator<Item = &'a (Table, Name)>) -> String {
-    const SHOWN: usize = 8;
-    let chains: Vec<String> = chains.map(|(table, name)| format!("{}/{name}", table.as_str())).collect();
-    match chains.len().checked_sub(SHOWN) {
-        Some(more @ 1..) => format!("{} and {more} more", chains[..SHOWN].join(" ")),
-        _ => chains.join(" "),
     }
 }

@@ -1,4 +1,4 @@
-//! What somebody has done to the rules, in words.
+//! What is written, and what somebody has done to the rules, in words.
 
 use std::collections::BTreeMap;
 
@@ -20,11 +20,24 @@ impl Iptables {
         let additions = self.additions();
         let rules = additions.iter().map(|one| format!("{}: {} missing", one.table.as_str(), one.line));
         let chains_of = wrong.iter().map(|((table, name), what)| format!("{}/{name} {what}", table.as_str()));
-        let said: Vec<String> = rules.chain(chains_of).take(SHOWN).collect();
-        let all = chains + additions.len();
-        match all.checked_sub(said.len()) {
-            Some(more @ 1..) => format!("{} and {more} more", said.join(", ")),
-            _ => said.join(", "),
-        }
+        some_of(rules.chain(chains_of), chains + additions.len(), ", ")
+    }
+}
+
+impl Write {
+    /// The chains that are written or deleted. The first of them, and how many more.
+    pub fn names(&self) -> String {
+        let all = self.chains.iter().chain(&self.deleted);
+        let names = all.map(|(table, name)| format!("{}/{name}", table.as_str()));
+        some_of(names, self.chains.len() + self.deleted.len(), " ")
+    }
+}
+
+/// The first of `count`. Those that are not said are not made either.
+fn some_of(all: impl Iterator<Item = String>, count: usize, separator: &str) -> String {
+    let said = all.take(SHOWN).collect::<Vec<_>>().join(separator);
+    match count.checked_sub(SHOWN) {
+        Some(more @ 1..) => format!("{said} and {more} more"),
+        _ => said,
     }
 }
